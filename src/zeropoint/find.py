@@ -1,0 +1,45 @@
+"""The folder is the registry: a capability is a file, and its name is the file's name.
+
+    names("rounding")            -> ("gptq", "rtn")
+    load("rounding", "gptq")     -> the module zeropoint.rounding.gptq
+
+A file that begins with an underscore, or that is listed in its package's `NOT_CAPABILITIES`, is not a capability.
+Nothing is imported until `load` asks for it, and only the module that is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from types import ModuleType
+
+from zeropoint.errors import InputError
+
+
+@cache
+def names(kind: str) -> tuple[str, ...]:
+    """Return the capabilities in the folder `kind` ("rounding", "qparams.ranges", ...), sorted."""
+    package = importlib.import_module(f"zeropoint.{kind}")
+    hidden = getattr(package, "NOT_CAPABILITIES", ())
+    stems = (f.name[:-3] for f in resources.files(package).iterdir() if f.name.endswith(".py"))
+    return tuple(sorted(s for s in stems if not s.startswith("_") and s not in hidden))
+
+
+def load(kind: str, name: str, *, error: type[InputError] = InputError) -> ModuleType:
+    """Import and return the capability `name` of the folder `kind`.
+
+    Raises: `error`, naming the ones that exist and the nearest of them, when there is no such file.
+    """
+    known = names(kind)
+    if name not in known:
+        raise error(f"no {kind.replace('.', ' ')} is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")
+    return importlib.import_module(f"zeropoint.{kind}.{name}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the known word most like `word`, or "" when none is near."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""

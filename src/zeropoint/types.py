@@ -1,0 +1,150 @@
+"""The nouns that flow through zeropoint: Scheme, QParams, QTensor, Stats.
+
+One formula is behind all of them, with Z an integer inside [q_min, q_max] and a range that always contains 0:
+
+    q = clamp(round(r / S + Z), q_min, q_max)          r' = S * (q - Z)
+
+Codes are signed everywhere in memory (4 bits: -8..7), whether the scheme is symmetric or not; a file format that
+stores them with an offset adds it while packing. Nothing here imports torch: the headers of a model can be read,
+and the command line can start, without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Granularity: TypeAlias = Literal["tensor", "channel", "group"]
+"""How many values share one scale. For a weight of shape (rows, cols) the scales have the shape
+
+tensor   (1, 1)
+channel  (rows, 1)                        one scale for each output row
+group    (rows, ceil(cols / group_size))  the last group is shorter when group_size does not divide cols
+"""
+
+ScaleDtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the numbers of one tensor are stored, before any value is known.
+
+    bits: 2..8. group_size: columns per group, only with granularity "group".
+    narrow: leave out the lowest code, so that the grid is [-q_max, q_max].
+    scale_dtype: the dtype of the stored scale. Scales are rounded to it when they are chosen, so that the integers
+        are found with the very scale that the file will hold. bfloat16 values in the normal range of float16 are
+        exact in float16 too, and never under- or overflow (docs/decisions/0002-scales-in-bfloat16.md).
+    """
+
+    bits: int = 4
+    symmetric: bool = True
+    granularity: Granularity = "group"
+    group_size: int | None = 64
+    narrow: bool = False
+    scale_dtype: ScaleDtype = "bfloat16"
+
+    @property
+    def q_min(self) -> int:
+        """The lowest code: -2^(bits-1), or one more when narrow."""
+        return -(1 << (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def q_max(self) -> int:
+        """The highest code: 2^(bits-1) - 1."""
+        return (1 << (self.bits - 1)) - 1
+
+    def groups(self, cols: int) -> int:
+        """Return how many scales one row of `cols` columns has."""
+        if self.granularity != "group" or self.group_size is None:
+            return 1
+        return -(-cols // self.group_size)
+
+    def label(self) -> str:
+        """Return a short name for tables, such as "int4 g64 sym"."""
+        where = f"g{self.group_size}" if self.granularity == "group" else self.granularity
+        return f"int{self.bits} {where} {'sym' if self.symmetric else 'asym'}"
+
+
+@dataclass(frozen=True)
+class QParams:
+    """The scale and the zero point of every group of one tensor.
+
+    scale: float32 (rows, groups), > 0, finite, exactly representable in the scheme's scale_dtype.
+    zero_point: int32 (rows, groups) in [q_min, q_max]; None when the scheme is symmetric (Z = 0).
+    Per tensor both are (1, 1); per channel (rows, 1).
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """One quantized weight: codes, parameters, scheme.
+
+    codes: int8 (rows, cols), in [scheme.q_min, scheme.q_max], columns in the order of the float weight.
+    """
+
+    codes: Tensor
+    qparams: QParams
+    scheme: Scheme
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of the weight that the codes stand for."""
+        rows, cols = self.codes.shape
+        return rows, cols
+
+
+# Statistics: what an observer says about the activations that it has seen. `count` is always a number of tokens.
+
+
+@dataclass(frozen=True)
+class MinMax:
+    """low <= 0 <= high over every value seen: float32 scalars."""
+
+    low: Tensor
+    high: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of the values in equal bins.
+
+    counts: float64 (bins,), the number of values in each bin; bin i covers [low + i*width, low + (i+1)*width).
+    The bins cover every value seen and contain 0. width: > 0. low: the left edge of bin 0.
+    seen_low, seen_high: the exact extremes of the values, with seen_low <= 0 <= seen_high.
+    """
+
+    counts: Tensor
+    low: float
+    width: float
+    seen_low: float
+    seen_high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class ChannelAbsMax:
+    """The largest magnitude in each input column: float32 (cols,)."""
+
+    values: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """The mean of x x^T over tokens, H of GPTQ up to a factor.
+
+    matrix: float32 (cols, cols), symmetric, positive semi-definite.
+    """
+
+    matrix: Tensor
+    count: int
+
+
+Stats: TypeAlias = MinMax | Histogram | ChannelAbsMax | SecondMoment
