@@ -1,0 +1,187 @@
+"""A Hugging Face folder: config.json, model.safetensors or an index with its shards, and the files beside them."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into
+from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
+from zeropoint.checkpoint.writer import write_side_file
+from zeropoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SIDE_FILES = (
+    "tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*",
+    "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.model", "license*", "notice*",
+)  # fmt: skip
+# also where such a name would match: weights are ours to write, pickles and code are nothing we hand on
+NEVER_COPIED = (*PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".py", ".so")
+
+
+class Folder:
+    """A checkpoint in a folder, as `transformers` saves it; see `zeropoint.checkpoint.reader.Checkpoint`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = _read_config(path)
+        self.tensors: Mapping[str, TensorInfo] = _find_tensors(path)
+        self.tied: Mapping[str, str] = self._find_tied()
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor, or what it is tied to, in its stored dtype and in memory of its own."""
+        import torch
+
+        info = self.tensors.get(self.tied.get(name, name))
+        if info is None:
+            raise no_such_tensor(name, self.path, self.tensors)
+        tensor = torch.empty(info.shape, dtype=getattr(torch, DTYPES[info.dtype].torch_name))
+        read_into(info, tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def side_file(self, name: str) -> bytes | None:
+        """Return the content of a file in the folder, or None if there is none of that name."""
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+
+    def copy_side_files(self, folder: Path) -> None:
+        """Copy tokenizer, chat template, generation config and licence; never weights, pickles, code or config.json."""
+        for name in sorted(_side_file_names(self.path)):
+            write_side_file(folder / name, self.side_file(name) or b"")
+
+    def _find_tied(self) -> dict[str, str]:
+        """Return which of embedding and head is the other one, if config.json says that they are one.
+
+        Where both are stored, they are one only if they are equal; transformers decides it in the same way.
+        """
+        if not self.config.get("tie_word_embeddings", False):
+            return {}
+        if HEAD not in self.tensors or EMBEDDING not in self.tensors:
+            pairs = {HEAD: EMBEDDING, EMBEDDING: HEAD}
+            return {name: stored for name, stored in pairs.items() if stored in self.tensors}
+        if _same_bytes(self.tensors[HEAD], self.tensors[EMBEDDING]):
+            return {HEAD: EMBEDDING}
+        self.config = {**self.config, "tie_word_embeddings": False}
+        return {}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises: CheckpointError if the file cannot be read, is not JSON, or holds something other than an object.
+    """
+    try:
+        content = json.loads(file.read_bytes().decode())
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file}: is not JSON ({error}); get the file again from where the model came from"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}; a JSON object {{...}} belongs there")
+    return content
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(
+            f"{path}: no config.json there; give the folder of a Hugging Face model, or a .gguf file{_gguf_hint(path)}"
+        )
+    return read_json(path / CONFIG)
+
+
+def _gguf_hint(path: Path) -> str:
+    """Return a hint at the first .gguf file of a folder that somebody gave instead of the file."""
+    files = sorted(path.glob("*.gguf"))
+    return f", such as {files[0]}" if files else ""
+
+
+def _find_tensors(path: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of the one weight file, or of all shards."""
+    if (path / WEIGHTS).is_file():
+        return read_header(path / WEIGHTS)
+    if (path / INDEX).is_file():
+        return _read_shards(path)
+    pickles = sorted(file.name for file in path.iterdir() if _is_pickle(file.name))
+    if pickles:
+        raise CheckpointError(f"{path}: the weights are in {pickles[0]} and not in safetensors: {NEVER_UNPICKLED}")
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    found = f"; it has {', '.join(others[:3])}, which must be called so or listed in the index" if others else ""
+    raise CheckpointError(f"{path}: there is neither {WEIGHTS} nor {INDEX}{found}")
+
+
+def _is_pickle(name: str) -> bool:
+    return name.endswith(PICKLES) or name == "pytorch_model.bin.index.json"
+
+
+def _read_shards(path: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of all shards, after checking that index and shards say the same."""
+    index = path / INDEX
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
+        raise CheckpointError(f"{index}: weight_map must be a table {{tensor name: file name}}")
+    counts = Counter(where.values())
+    found: dict[str, TensorInfo] = {}
+    for shard in sorted(counts):
+        if not _is_plain_name(shard):
+            raise CheckpointError(
+                f"{index}: names the shard {shard!r}; a shard is a .safetensors file in the same folder"
+            )
+        if not (path / shard).is_file():
+            raise CheckpointError(
+                f"{path}: the shard {shard} is missing, with {counts[shard]} tensors; download it again"
+            )
+        header = read_header(path / shard)
+        for name in header:
+            if where.get(name) != shard:
+                raise CheckpointError(
+                    f"{path}: {shard} holds {name!r}, which the index has in {where.get(name, 'no file')}; "
+                    "index and shards are of different versions, download the model again"
+                )
+        found |= header
+    missing = sorted(where.keys() - found.keys())
+    if missing:
+        raise CheckpointError(
+            f"{path}: {where[missing[0]]} does not hold {missing[0]!r}, which the index has there "
+            f"({len(missing)} such tensors); index and shards are of different versions, download the model again"
+        )
+    return found
+
+
+def _is_plain_name(shard: str) -> bool:
+    return shard.endswith(".safetensors") and shard.isprintable() and not set(shard) & set("/\\:\0")
+
+
+def _side_file_names(path: Path) -> Iterator[str]:
+    for file in path.iterdir():
+        name = file.name.lower()
+        wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in SIDE_FILES)
+        if wanted and file.is_file() and not name.endswith(NEVER_COPIED):
+            yield file.name
+
+
+def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    buffers = bytearray(1 << 20), bytearray(1 << 20)
+    for start in range(0, one.size_bytes, 1 << 20):
+        views = [memoryview(buffer)[: one.size_bytes - start] for buffer in buffers]
+        for info, view in zip((one, other), views, strict=True):
+            read_into(info, view, start=start)
+        if views[0] != views[1]:
+            return False
+    return True

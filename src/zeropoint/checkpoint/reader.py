@@ -1,0 +1,135 @@
+"""What a checkpoint is, whatever it is stored as, and how one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zeropoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+NEVER_UNPICKLED = (
+    "opening a pickle runs whatever code is inside it, so zeropoint never does; convert the model where you trust it: "
+    'transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained("converted") writes safetensors'
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies and how it is stored.
+
+    name: its Hugging Face name. dtype: as the file calls it ("F32", "BF16", "I8", "Q4_1" ...). shape: of the values,
+    also where they are packed in blocks. size_bytes: in the file. offset: of the first byte in `file`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+    file: Path
+    offset: int = 0
+
+
+class Checkpoint(Protocol):
+    """A trained model on disk. Opening one reads headers only."""
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the .gguf file."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.json; for a .gguf file the same keys, made from its metadata."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What is stored, by Hugging Face name."""
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Names that stand for another tensor, such as {"lm_head.weight": "model.embed_tokens.weight"}."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor, or what it is tied to, in memory of its own.
+
+        The dtype is the stored one; every GGUF type becomes float32.
+        Raises: CheckpointError if there is no such tensor or its file has changed or cannot be read.
+        """
+
+    def side_file(self, name: str) -> bytes | None:
+        """Return the content of a file beside the weights, such as tokenizer.json, or None if there is none.
+
+        Raises: CheckpointError if it cannot be read, or cannot be made from the metadata of a .gguf file.
+        """
+
+    def copy_side_files(self, folder: Path) -> None:
+        """Write what a serving engine needs beside weights and config.json: tokenizer, chat template, licence.
+
+        Raises: CheckpointError as `side_file`; OutputError if `folder` cannot be written.
+        """
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder or a .gguf file.
+
+    Raises: CheckpointError for everything else, and for either of them if it is damaged or incomplete.
+    """
+    try:
+        return _open(Path(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> Checkpoint:
+    if path.is_dir():
+        from zeropoint.checkpoint.folder import Folder
+
+        return Folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder; give a folder with config.json, or a .gguf file")
+    if path.suffix == ".gguf":
+        from zeropoint.checkpoint.gguf_source import Gguf
+
+        return Gguf(path)
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: {NEVER_UNPICKLED}")
+    if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
+        raise CheckpointError(f"{path}: one file of a model folder; give the folder that holds it, {path.parent}")
+    raise CheckpointError(f"{path}: not a model; give a folder with config.json and model.safetensors, or a .gguf file")
+
+
+def read_into(info: TensorInfo, buffer: memoryview, *, start: int = 0) -> None:
+    """Fill `buffer` with the stored bytes of a tensor, beginning at byte `start` of it.
+
+    Read, not mapped: mapped pages would count as our memory until the system wants them back, so the memory of a
+    walk through the layers would grow with their number.
+    Raises: CheckpointError if the file cannot be read or has become shorter.
+    """
+    done = 0
+    try:
+        with info.file.open("rb", buffering=0) as file:
+            file.seek(info.offset + start)
+            while done < len(buffer):
+                count = file.readinto(buffer[done:])
+                if not count:
+                    break
+                done += count
+    except OSError as error:
+        raise CheckpointError(f"{info.file}: cannot read {info.name}: {error.strerror}") from error
+    if done < len(buffer):
+        raise CheckpointError(
+            f"{info.file}: {info.name} ends {len(buffer) - done} bytes early; the file changed after it was opened, "
+            "run again when nothing writes to it"
+        )
+
+
+def no_such_tensor(name: str, path: Path, known: Mapping[str, TensorInfo]) -> CheckpointError:
+    """Return the error for a name that the checkpoint at `path` does not have, with the nearest one it has."""
+    from zeropoint.find import nearest
+
+    return CheckpointError(f"{path}: there is no tensor {name!r} among its {len(known)}{nearest(name, known)}")

@@ -1,0 +1,196 @@
+"""Text to tokens and back through the tokenizers package, and messages to text through a jinja2 template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from zeropoint.checkpoint.reader import Checkpoint
+from zeropoint.errors import CheckpointError, TextError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from tokenizers import Tokenizer as Backend
+
+Message = Mapping[str, Any]
+"""{"role": "user", "content": "..."}, and whatever else a chat template reads."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    eos_ids: tokens that end a generation, maybe none. bos_id: the token that begins a text, if there is one.
+    chat_template: jinja source. named: {"bos_token": "<s>", ...}, which templates may read. path: of the checkpoint.
+    """
+
+    backend: Backend
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    chat_template: str | None
+    named: Mapping[str, str] = field(default_factory=dict)
+    path: Path = Path()
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are; a model's embedding may have more rows."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the tokens of a text; with add_special_tokens also those its model wants at the ends, such as bos."""
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of tokens."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Return the text of a conversation as the model was trained to see it, up to where the assistant begins.
+
+        Raises: CheckpointError if there is no chat template or it is broken; TextError if it refuses the messages.
+        """
+        from jinja2.exceptions import TemplateError
+
+        if self.chat_template is None:
+            raise CheckpointError(
+                f"{self.path}: the model has no chat template; give plain text, or use the instruction-tuned model"
+            )
+        try:
+            return _compile(self.chat_template).render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.named,
+            )
+        except _RefusedError as error:
+            raise TextError(f"{self.path}: the chat template refuses the messages: {error}") from error
+        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.path}: the chat template cannot be used ({type(error).__name__}: {error}); "
+                "check that each message has a role and a content, or give plain text"
+            ) from error
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Return the tokenizer of a checkpoint, of either kind.
+
+    Raises: CheckpointError if there is no tokenizer.json, or it or a file beside it cannot be used.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    content = checkpoint.side_file("tokenizer.json")
+    if content is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: there is no tokenizer.json; make one where transformers is installed: "
+            "transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
+        )
+    try:
+        backend = Backend.from_str(content.decode())
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{checkpoint.path}: tokenizer.json cannot be read ({str(error)[:200]})") from error
+    backend.no_truncation()  # a file saved by a training script cuts every text at its own window
+    backend.no_padding()
+    settings = _side_json(checkpoint, "tokenizer_config.json")
+    named = _named_tokens(checkpoint, settings)
+    return Tokenizer(
+        backend,
+        eos_ids=_token_ids(checkpoint, backend, "eos", named),
+        bos_id=next(iter(_token_ids(checkpoint, backend, "bos", named)), None),
+        chat_template=_chat_template(checkpoint, settings),
+        named=named,
+        path=checkpoint.path,
+    )
+
+
+class _RefusedError(Exception):
+    """What a chat template says when it calls raise_exception."""
+
+
+def _compile(source: str) -> Template:
+    """Return a template in an environment like transformers': sandboxed, because a template is a stranger's code."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} marks what the assistant said, for training; it renders as what is inside."""
+
+        tags = {"generation"}  # noqa: RUF012  jinja2's own attribute
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def refuse(message: str) -> NoReturn:
+        raise _RefusedError(message)
+
+    def to_json(
+        value: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:  # jinja2's own filter escapes HTML
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    extensions = [Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
+    return environment.from_string(source)
+
+
+def _side_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """Return the JSON object in a side file, {} if there is no such file."""
+    try:
+        content = json.loads((checkpoint.side_file(name) or b"{}").decode())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint.path}: {name} is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{checkpoint.path}: {name} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def _named_tokens(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return {"bos_token": "<s>", ...} from tokenizer_config.json or, in older folders, special_tokens_map.json."""
+    named = {}
+    for source in (_side_json(checkpoint, "special_tokens_map.json"), settings):
+        for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+            token = source.get(key)
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                named[key] = text
+    return named
+
+
+def _token_ids(checkpoint: Checkpoint, backend: Backend, kind: str, named: Mapping[str, str]) -> tuple[int, ...]:
+    """Return the ids of a named token: from generation_config.json, else config.json, else the tokenizer's settings."""
+    for source in (_side_json(checkpoint, "generation_config.json"), checkpoint.config):
+        value = source.get(f"{kind}_token_id")
+        found = value if isinstance(value, list) else [value]
+        ids = tuple(token for token in found if type(token) is int)
+        if ids:
+            return ids
+    token = backend.token_to_id(named.get(f"{kind}_token", ""))
+    return () if token is None else (token,)
+
+
+def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str | None:
+    """Return the template's source: its own file, or where it stood before it had one."""
+    own = checkpoint.side_file("chat_template.jinja")
+    if own is not None:
+        try:
+            return own.decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{checkpoint.path}: chat_template.jinja is not UTF-8 text ({error})") from error
+    found = _side_json(checkpoint, "chat_template.json").get("chat_template", settings.get("chat_template"))
+    if isinstance(found, list):  # [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
+    return found if isinstance(found, str) else None
