@@ -1,0 +1,187 @@
+"""What every decoder is built of: the `Ops` it is written against, and the stages its blocks run through.
+
+A block is a sequence of stages. A stage is a set of linears that read the same input, with the arithmetic on both sides:
+
+    state --enter--> input (batch, time, cols) --linears--> outputs --leave--> state
+
+The residual stream x and the branch y are all that lives between two stages. So one description serves the forward
+pass (run every stage), calibration (stop at a stage's input, quantize its linears, go on with the quantized ones) and
+transforms (`fed_by` names what the input's scale can be folded into).
+
+`Array` is whatever the ops compute with: a torch tensor here, a buffer of the native runtime there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+from zeropoint.models.rope import Rope
+
+Array = Any
+"""(batch, time, features) unless a signature says otherwise."""
+
+
+class LayerCache(Protocol):
+    """Keys and values of one block for the tokens seen so far."""
+
+    @property
+    def length(self) -> int:
+        """Tokens already in the cache: the position of the next one."""
+
+
+class Ops(Protocol):
+    """The arithmetic of a decoder. Shapes are (batch, time, features); heads are split by `split_heads`."""
+
+    def prepare(self, weight: Array) -> Array:
+        """Return a linear's weight (rows, cols), float or quantized, in the layout that `linear` wants."""
+
+    def embed(self, tokens: Array, table: Array) -> Array:
+        """Return the rows of `table` (vocabulary, hidden) for int tokens (batch, time)."""
+
+    def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        """Return x W^T + b for a prepared weight."""
+
+    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
+        """Return x / sqrt(mean(x^2) + eps) * gain over the last axis."""
+
+    def split_heads(self, x: Array, heads: int) -> Array:
+        """Return (batch, heads, time, head_dim) of (batch, time, heads * head_dim)."""
+
+    def rope(self, x: Array, rope: Rope, start: int) -> Array:
+        """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ..."""
+
+    def attention(self, q: Array, k: Array, v: Array, past: Any) -> Array:
+        """Return causal attention (batch, time, heads * head_dim); k and v may have fewer heads, each shared by a group.
+
+        With `past`, a LayerCache of these ops or None, k and v are appended to it and attention runs over all it holds.
+        """
+
+    def gated(self, gate: Array, up: Array, activation: str) -> Array:
+        """Return activation(gate) * up."""
+
+    def add(self, x: Array, y: Array) -> Array:
+        """Return x + y."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What lives between two stages of a block.
+
+    x: the residual stream (batch, time, hidden). y: the input of the next stage where that is not a function of x.
+    """
+
+    x: Array
+    y: Array | None = None
+    past: LayerCache | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Linears that read the same input, and the arithmetic before and after them.
+
+    linears: local names, such as "self_attn.q_proj". fed_by: the norm or the linear whose output scale can be folded
+    into this input.
+    """
+
+    linears: tuple[str, ...]
+    fed_by: str
+    enter: Callable[[Block, State], Array]
+    leave: Callable[[Block, State, tuple[Array, ...]], State]
+
+
+Flow = tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a decoder, as its file in models/ read them from config.json. head_dim in features, the rest counts."""
+
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    activation: str
+    attention_bias: bool
+    mlp_bias: bool
+    tied_embeddings: bool
+    rope: Rope
+
+
+@dataclass(frozen=True)
+class Block:
+    """One decoder block ready to run: its weights by local name ("self_attn.q_proj.weight"), linears prepared."""
+
+    config: Config
+    ops: Ops
+    weights: dict[str, Array]
+
+    def linear(self, name: str, x: Array) -> Array:
+        """Apply the linear called `name`."""
+        return self.ops.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def finish(self, stage: Stage, state: State) -> State:
+        """Run one stage from state to state."""
+        x = stage.enter(self, state)
+        return stage.leave(self, state, tuple(self.linear(name, x) for name in stage.linears))
+
+    def run(self, flow: Flow, x: Array, past: LayerCache | None = None) -> Array:
+        """Run the whole block: (batch, time, hidden) -> (batch, time, hidden)."""
+        state = State(x, past=past)
+        for stage in flow:
+            state = self.finish(stage, state)
+        return state.x
+
+
+class Model(Protocol):
+    """What a file in models/ provides."""
+
+    config: Config
+    flow: Flow
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Read config.json; ArchitectureError for a value that would change the result and is not covered."""
+
+    def block_name(self, index: int) -> str:
+        """Return the prefix of a block's tensors, such as "model.layers.3"."""
+
+    def block_tensors(self, index: int) -> tuple[str, ...]:
+        """Return the full names of all tensors of a block."""
+
+    def outer_tensors(self) -> tuple[str, ...]:
+        """Return the full names of the tensors outside the blocks (embeddings, last norm, head)."""
+
+    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
+        """Return (batch, time, hidden) for int tokens (batch, time)."""
+
+    def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
+        """Return logits (batch, time, vocabulary) of the last block's output."""
+
+
+def linear_names(model: Model) -> Iterator[str]:
+    """Yield the full name of every linear of every block, in the order of the flow."""
+    for index in range(model.config.layers):
+        for stage in model.flow:
+            for name in stage.linears:
+                yield f"{model.block_name(index)}.{name}"
+
+
+# Two halves of a stage that most architectures share.
+
+
+def branch(block: Block, state: State) -> Array:
+    """Enter a stage whose input is the branch itself."""
+    return state.y
+
+
+def add_to_residual(block: Block, state: State, outputs: tuple[Array, ...]) -> State:
+    """Leave a stage by adding its one output to the residual stream."""
+    return replace(state, x=block.ops.add(state.x, outputs[0]), y=None)

@@ -1,0 +1,82 @@
+"""Rotary position embedding: which angle each pair of features turns by per position, for the rope types we know.
+
+Source: Su et al. 2021, arXiv:2104.09864; the llama3 scaling: Llama 3.1 reference implementation, as in the
+`rope_parameters` (or older `rope_scaling`) of config.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import ArchitectureError
+
+ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotation of (x_i, x_{i + head_dim/2}) by position * frequency_i.
+
+    theta: the base. scaling: the parameters of `rope_type`, hashable, sorted by name.
+    """
+
+    head_dim: int
+    theta: float
+    rope_type: str = "default"
+    scaling: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
+        """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+
+        Raises: ArchitectureError for a rope type that is not in ROPE_TYPES or a missing parameter.
+        """
+        found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope_type = str(found.get("rope_type", found.get("type", "default")))
+        if rope_type not in ROPE_TYPES:
+            raise ArchitectureError(f"config.json: rope type {rope_type!r} is not known; known are {', '.join(ROPE_TYPES)}")
+        if float(config.get("partial_rotary_factor") or found.get("partial_rotary_factor") or 1.0) != 1.0:
+            raise ArchitectureError("config.json: partial_rotary_factor other than 1 is not covered by this architecture")
+        wanted = {
+            "default": (),
+            "linear": ("factor",),
+            "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
+        }[rope_type]
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ArchitectureError(f"config.json: rope type {rope_type!r} lacks {', '.join(missing)}")
+        theta = float(found.get("rope_theta") or config.get("rope_theta") or 10000.0)
+        return cls(head_dim, theta, rope_type, tuple((name, float(found[name])) for name in wanted))
+
+    def frequencies(self) -> NDArray[np.float32]:
+        """Return the angle per position of each pair of features in radians: float32 (head_dim / 2,)."""
+        exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        frequency: NDArray[np.float32] = (1.0 / np.power(np.float32(self.theta), exponent)).astype(np.float32)
+        scaling = dict(self.scaling)
+        if self.rope_type == "linear":
+            frequency /= np.float32(scaling["factor"])
+        if self.rope_type == "llama3":
+            return _llama3(frequency, **scaling)
+        return frequency
+
+
+def _llama3(
+    frequency: NDArray[np.float32],
+    *,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: float,
+) -> NDArray[np.float32]:
+    """Slow down the low frequencies by `factor`, keep the high ones, and blend linearly in between."""
+    wavelength = 2 * math.pi / frequency
+    turns = original_max_position_embeddings / wavelength
+    blend = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
+    scaled: NDArray[np.float32] = ((1 - blend) * frequency / factor + blend * frequency).astype(np.float32)
+    return scaled

@@ -1,0 +1,107 @@
+"""Every file in models/ is found and held to the same contract, with transformers as the oracle.
+
+A new architecture is tested as soon as it has a line in VARIANTS, and the suite fails until it has one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from zeropoint import find
+from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.runtime.generate import LanguageModel
+from zeropoint.runtime.weights import Weights
+
+SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS = {
+    "llama": {
+        "plain": {},
+        "tied": {"tie_word_embeddings": True},
+        "biased": {"attention_bias": True, "mlp_bias": True},
+        "one kv head": {"num_key_value_heads": 1},
+        "no grouping": {"num_key_value_heads": 4},
+        "wide heads": {"head_dim": 24},
+        "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+        "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        "gelu": {"hidden_act": "gelu_pytorch_tanh"},
+    },
+    "mistral": {"no window": {"sliding_window": None, "head_dim": 12}},
+}
+CASES = [(name, variant) for name in find.names("models") for variant in VARIANTS.get(name, {"missing": None})]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.nn.Module, Path]:
+    """A random transformers model, and the folder it was saved in."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, variant = request.param
+    assert name in VARIANTS, f"models/{name}.py has no tiny config in VARIANTS"
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **SMALL | VARIANTS[name][variant])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name_, parameter in model.named_parameters():
+            # far from the initialization, so that a wrong norm gain, bias or angle moves the logits
+            parameter.normal_(1.0 if "norm" in name_ else 0.0, 0.3)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_equal_those_of_transformers(pair: tuple[torch.nn.Module, Path]) -> None:
+    theirs, folder = pair
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits[0]
+    ours = LanguageModel(folder).logits(TOKENS[0])
+    # float32 sums in another order, through two blocks with weights of 0.3: a few ulps of the largest logit
+    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_token_by_token_equals_all_at_once(pair: tuple[torch.nn.Module, Path]) -> None:
+    model = LanguageModel(pair[1])
+    expected = model.logits(TOKENS[0])
+    past = model.new_cache()
+    steps = [model.next_logits(piece[None], past) for piece in TOKENS[0].split([5, 1, 1, 30, 1, 52])]
+    ends = torch.tensor([5, 6, 7, 37, 38, 90]) - 1
+    assert torch.allclose(torch.stack(steps), expected[ends], atol=2e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_every_tensor_is_used_or_named(pair: tuple[torch.nn.Module, Path]) -> None:
+    checkpoint = open_checkpoint(pair[1])
+    weights = Weights(checkpoint)
+    used = set(weights.model.outer_tensors())
+    for index in range(weights.model.config.layers):
+        used |= set(weights.model.block_tensors(index))
+    assert used | set(weights.skipped()) == set(checkpoint.tensors)
+    assert weights.skipped() == ()
+
+
+def test_the_flow_names_what_exists(pair: tuple[torch.nn.Module, Path]) -> None:
+    model = Weights(open_checkpoint(pair[1])).model
+    local = {name.removeprefix(f"{model.block_name(0)}.").removesuffix(".weight") for name in model.block_tensors(0)}
+    linears = [name for stage in model.flow for name in stage.linears]
+    assert len(linears) == len(set(linears))
+    assert {*linears, *(stage.fed_by for stage in model.flow)} <= local
