@@ -1,0 +1,111 @@
+"""Pack codes of 2 to 8 bits densely into 32-bit words, and unpack them.
+
+Codes are signed in memory and unsigned on disk: 2^(bits-1) is added before packing. One row is one stream of bits,
+without padding between codes: code i occupies the bits [i*bits, (i+1)*bits), counted from the lowest bit of the
+first word, and with 3, 5, 6 or 7 bits it may straddle two words. Only the end of a row is padded, with zero bits,
+to a whole word:
+
+    3 bits   word 0 = c0 | c1<<3 | ... | c9<<27 | (c10 & 3)<<30        word 1 = c10>>2 | c11<<1 | ...
+
+On a little-endian machine the bytes of the words are the same stream, so 8 codes are always `bits` bytes. That is
+what the two functions work on: uint8 arithmetic, 8 strided passes, and no temporary wider than the codes.
+
+Source: the layout of `pack-quantized` in compressed-tensors >= 0.18, bit for bit (tests/parity). Before that
+release no code straddled two words: 2, 4 and 8 bits are the same in both layouts, 3, 5, 6 and 7 bits are not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zeropoint.errors import InternalError, SchemeError
+
+WORD_BITS = 32
+WORD_BYTES = 4
+
+
+def words(size: int, bits: int) -> int:
+    """Return how many 32-bit words `size` codes of `bits` bits take.
+
+    Raises: SchemeError if bits is outside 2..8.
+    """
+    if not 2 <= bits <= 8:
+        raise SchemeError(f"codes of {bits} bits cannot be packed; bits is 2, 3, 4, 5, 6, 7 or 8")
+    return -(-size * bits // WORD_BITS)
+
+
+def pack(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
+    """Return the codes as a dense stream of bits in 32-bit words.
+
+    codes: int8 (rows, cols), in [-2^(bits-1), 2^(bits-1) - 1]. bits: 2..8.
+    dim: along which the words run. 1: each row is a stream; 0: each column is (zero points are stored so).
+    Returns int32 (rows, words(cols, bits)), or (words(rows, bits), cols) when dim is 0; contiguous.
+    Raises: SchemeError if bits is outside 2..8; InternalError if the codes are not an int8 matrix in that range.
+    """
+    if codes.dtype != torch.int8 or codes.dim() != 2:
+        raise InternalError(f"codes to pack are {codes.dtype} {tuple(codes.shape)}, not an int8 matrix")
+    row_words = words(codes.shape[dim], bits)
+    offset = 1 << (bits - 1)
+    low, high = (int(v) for v in torch.aminmax(codes)) if codes.numel() else (0, 0)
+    if low < -offset or high >= offset:
+        # A code with one bit too many would silently change its neighbour.
+        raise InternalError(f"codes to pack are in [{low}, {high}], outside {bits} bits [{-offset}, {offset - 1}]")
+    streams = codes if dim == 1 else codes.T
+    rows, cols = streams.shape
+    count = -(-cols // 8)
+    unsigned = streams.contiguous().view(torch.uint8) + offset  # uint8 wraps: -8 is 248, and 248 + 8 is 0
+    eights = _fit(unsigned, count * 8).reshape(rows, count, 8)
+    del unsigned  # as large as the codes, and not needed any more
+    packed = torch.zeros((rows, count, bits), dtype=torch.uint8, device=codes.device)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        packed[:, :, byte] |= eights[:, :, i] << shift
+        if shift + bits > 8:
+            packed[:, :, byte + 1] |= eights[:, :, i] >> (8 - shift)
+    stream = _fit(packed.flatten(1), row_words * WORD_BYTES)
+    filled = stream.flatten().view(torch.int32).reshape(rows, row_words)
+    return (filled if dim == 1 else filled.T).contiguous()
+
+
+def unpack(packed: Tensor, bits: int, size: int, *, dim: int = 1) -> Tensor:
+    """Return the codes that `pack` was given.
+
+    packed: int32 (rows, words(size, bits)), or (words(size, bits), cols) when dim is 0. bits: 2..8.
+    size: how many codes lie along `dim`. Returns int8 (rows, size) or (size, cols), contiguous.
+    Raises: SchemeError if bits is outside 2..8, or if `packed` is not an int32 matrix of so many words.
+    """
+    expected = words(size, bits)
+    if packed.dtype != torch.int32 or packed.dim() != 2 or packed.shape[dim] != expected:
+        raise SchemeError(
+            f"{size} codes of {bits} bits are {expected} words of int32 along dimension {dim}; "
+            f"got {packed.dtype} {tuple(packed.shape)}"
+        )
+    # clone: a transposed matrix of one row counts as contiguous, yet cannot be seen as bytes
+    streams = (packed if dim == 1 else packed.T).clone(memory_format=torch.contiguous_format)
+    rows = streams.shape[0]
+    count = -(-size // 8)
+    stream = streams.flatten().view(torch.uint8).reshape(rows, expected * WORD_BYTES)
+    stream = _fit(stream, count * bits).reshape(rows, count, bits)
+    codes = torch.empty((rows, count, 8), dtype=torch.uint8, device=packed.device)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        value = stream[:, :, byte] >> shift
+        if shift + bits > 8:
+            value |= stream[:, :, byte + 1] << (8 - shift)
+        codes[:, :, i] = value
+    codes.bitwise_and_((1 << bits) - 1).sub_(1 << (bits - 1))  # uint8 wraps to the bit pattern of the signed code
+    rows_of_codes = codes.flatten(1)[:, :size].view(torch.int8)
+    return (rows_of_codes if dim == 1 else rows_of_codes.T).contiguous()
+
+
+def _fit(stream: Tensor, size_bytes: int) -> Tensor:
+    """Return a copy of the streams of bytes (rows, n), cut or filled with zeros to (rows, size_bytes).
+
+    A row of words ends at a multiple of 4 bytes and a row of codes at a multiple of `bits` bytes: the two ends differ,
+    and only in bits that hold no code.
+    """
+    fitted = stream.new_zeros(stream.shape[0], size_bytes)
+    common = min(size_bytes, stream.shape[1])
+    fitted[:, :common] = stream[:, :common]
+    return fitted

@@ -1,0 +1,425 @@
+"""compressed-tensors `pack-quantized`: weight-only integers of 2 to 8 bits, opened by transformers and vLLM.
+
+For every quantized linear NAME with a weight of shape (rows, cols) the file holds
+
+    NAME.weight_packed      int32 (rows, ceil(cols * bits / 32))       the codes, one stream of bits per row (bits.py)
+    NAME.weight_scale       scale_dtype (rows, groups)                 (1,) per tensor, (rows, 1) per channel
+    NAME.weight_shape       int64 (2,)                                 rows, cols
+    NAME.weight_zero_point  int32 (ceil(rows * bits / 32), groups)     asymmetric only, one stream per column;
+                                                                       per tensor it is int8 (1,), not packed
+
+and config.json holds `quantization_config`: which linear has which scheme. 8-bit weights go here too: the package
+writes `int-quantized` only where activations are quantized as well, and vLLM reads weight-only int8 only packed.
+
+What transformers 5.23 with compressed-tensors 0.20 does with such a folder (tests/parity shows each point):
+
+- Symmetric: scales are cast to the dtype that the model is opened in, and multiplied in it. Opened in float32, the
+  weights are exactly ours, whatever the dtype of the stored scales.
+- Asymmetric per channel or group: the loader expects zero points that are not packed and refuses its own format. It
+  opens them when the configuration says `dequantize`, so `config` does; that path multiplies in the dtype of the
+  stored scale. The weights are exactly ours with scale_dtype float32, and rounded to bfloat16 with bfloat16 scales.
+  It also takes the first scheme for all layers: `config` refuses asymmetric groups beside another scheme.
+- A shorter last group opens but cannot be multiplied: `supports` refuses it.
+- 3, 5, 6 and 7 bits need compressed-tensors >= 0.18. vLLM has kernels for 4 and 8 bits, per channel or per group.
+
+Importing this file does not import torch: `schemes` also serves `zeropoint inspect --headers`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import msgspec
+
+from zeropoint.errors import CheckpointError, InternalError, SchemeError
+from zeropoint.types import Granularity, QParams, QTensor, ScaleDtype, Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAME = "compressed_tensors"
+METHOD = "compressed-tensors"
+FORMAT = "pack-quantized"
+LAYOUT_VERSION = "0.20.0"
+"""The release of the compressed-tensors package whose layout is written here, bit for bit."""
+
+LINEAR_CLASSES = ("Linear", "Module")
+"""Targets that name a class, and mean every linear."""
+
+
+def supports(scheme: Scheme, shape: tuple[int, int]) -> str | None:
+    """Return None if a weight of `shape` can be stored and opened again, else the reason and what would fit."""
+    rows, cols = shape
+    if rows < 1 or cols < 1:
+        return f"a weight of shape ({rows}, {cols}) has no values; leave it float"
+    if not 2 <= scheme.bits <= 8:
+        return f"codes of {scheme.bits} bits cannot be stored; use 2 to 8 bits"
+    if scheme.granularity != "group":
+        return None
+    size = scheme.group_size
+    if size is None or size < 1:
+        return f"granularity 'group' with group_size {size}; use one of {_sizes_that_divide(cols)}"
+    if cols % size:
+        return (
+            f"{cols} columns do not split into groups of {size}, and the readers of {METHOD} know no shorter last "
+            f"group; use a group_size of {_sizes_that_divide(cols)}, or granularity = 'channel'"
+        )
+    return None
+
+
+def tensor_names(name: str, scheme: Scheme) -> tuple[str, ...]:
+    """Return the names of the tensors that the weight of linear `name` is stored as, in the order of `pack`."""
+    parts = ("weight_packed", "weight_scale", "weight_shape")
+    return tuple(f"{name}.{part}" for part in (parts if scheme.symmetric else (*parts, "weight_zero_point")))
+
+
+def pack(name: str, q: QTensor) -> dict[str, Tensor]:
+    """Return the tensors of one quantized weight under the names that the file gives them.
+
+    name: the linear, such as "model.layers.0.self_attn.q_proj". The tensors are contiguous and share no memory with q.
+    Raises: SchemeError, with the name, if `supports` gives a reason; InternalError if codes or parameters break the
+        promises of QTensor (out of range, wrong shape, a scale that its scale_dtype would change).
+    """
+    import torch
+
+    from zeropoint.formats import bits
+
+    reason = supports(q.scheme, q.shape)
+    if reason:
+        raise SchemeError(f"{name}: {reason}")
+    if q.scheme.symmetric != (q.qparams.zero_point is None):
+        raise InternalError(f"{name}: zero points belong to an asymmetric weight, and only to one")
+    parts = [bits.pack(q.codes, q.scheme.bits), _scale_to_store(name, q), torch.tensor(q.shape, dtype=torch.int64)]
+    if q.qparams.zero_point is not None:
+        parts.append(_zero_point_to_store(name, q.qparams.zero_point, q))
+    return dict(zip(tensor_names(name, q.scheme), parts, strict=True))
+
+
+def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
+    """Return the quantized weight of linear `name` from the tensors of a file.
+
+    tensors: at least those of `tensor_names(name, scheme)`. scheme: as `schemes` read it; the result carries the
+    scale_dtype that the file really has. Zero points may also be int8 and not packed, as old releases wrote them.
+    Raises: CheckpointError, with the tensor's name, if one is missing or has not the dtype, shape or range it must.
+    """
+    import torch
+
+    from zeropoint.formats import bits
+
+    missing = [t for t in tensor_names(name, scheme) if t not in tensors]
+    if missing:
+        raise CheckpointError(f"{name}: {', '.join(missing)} missing from the file of a {scheme.label()} weight")
+    rows, cols = _shape(f"{name}.weight_shape", tensors[f"{name}.weight_shape"])
+    reason = supports(scheme, (rows, cols))
+    if reason:
+        raise CheckpointError(f"{name}: {reason}")
+    packed = tensors[f"{name}.weight_packed"]
+    width = bits.words(cols, scheme.bits)
+    if packed.dtype != torch.int32 or tuple(packed.shape) != (rows, width):
+        raise CheckpointError(
+            f"{name}.weight_packed is {packed.dtype} {tuple(packed.shape)}; {cols} columns of {scheme.bits} bits are "
+            f"int32 ({rows}, {width})" + _hint_of_old_layout(packed, scheme.bits, cols)
+        )
+    scale, scale_dtype = _read_scale(f"{name}.weight_scale", tensors[f"{name}.weight_scale"], scheme, (rows, cols))
+    zero_point = None if scheme.symmetric else _read_zero_point(name, tensors, scheme, (rows, cols))
+    codes = bits.unpack(packed, scheme.bits, cols)
+    return QTensor(codes, QParams(scale, zero_point), replace(scheme, scale_dtype=scale_dtype))
+
+
+def config(layers: Mapping[str, Scheme | None]) -> dict[str, Any]:
+    """Return the `quantization_config` of config.json, as the compressed-tensors package would write it.
+
+    layers: every linear of the model by its full name; None for one that stays float. `lm_head` stays float unless it
+    is given a scheme. One scheme is written for the class Linear. Several schemes are written by the names of their
+    layers: vLLM looks for the class of its fused linears (q, k, v in one) before it looks for the names of their
+    parts, so that a group for "Linear" would take layers of the other groups.
+    Raises: SchemeError if no layer has a scheme, or if one with packed zero points stands beside another scheme.
+    """
+    groups: dict[Scheme, list[str]] = {}
+    for name, scheme in layers.items():
+        if scheme is not None:
+            groups.setdefault(_as_stored(scheme), []).append(name)
+    if not groups:
+        raise SchemeError(f"none of the {len(layers)} layers is quantized; a {METHOD} model needs at least one")
+    zero_points_packed = [scheme for scheme in groups if not scheme.symmetric and scheme.granularity != "tensor"]
+    if zero_points_packed and len(groups) > 1:
+        raise SchemeError(
+            f"{' and '.join(scheme.label() for scheme in groups)} in one model: transformers opens "
+            f"{zero_points_packed[0].label()} only where it is the one scheme of all quantized layers; "
+            "make every scheme symmetric, or use one scheme"
+        )
+    ignore = [name for name, scheme in layers.items() if scheme is None]
+    if "lm_head" not in layers:
+        ignore.append("lm_head")
+    return {
+        "config_groups": {
+            f"group_{i}": _group(scheme, ["Linear"] if len(groups) == 1 else names)
+            for i, (scheme, names) in enumerate(groups.items())
+        },
+        "format": FORMAT,
+        "global_compression_ratio": None,
+        "ignore": ignore,
+        "kv_cache_scheme": None,
+        "moe_sparsity_config": None,
+        "quant_method": METHOD,
+        "quantization_status": "compressed",
+        "sparsity_config": {},
+        "transform_config": {},
+        "version": LAYOUT_VERSION,
+        **({"dequantize": True} if zero_points_packed else {}),
+    }
+
+
+def schemes(quantization_config: Mapping[str, Any], layer_names: Iterable[str]) -> dict[str, Scheme | None]:
+    """Return the scheme of each linear, or None where it stays float: the inverse of `config`.
+
+    layer_names: full names of linears. Patterns are resolved as the package does it: what is ignored stays float; an
+    exact name comes before a regular expression ("re:..."), and that before the class Linear. The configuration holds
+    neither `narrow` nor the dtype of the scales: schemes come back with the defaults, and `unpack` finds the dtype.
+    Raises: CheckpointError naming the entry that is not supported: other formats, quantized activations or KV cache,
+        float or block-wise weights, act-order with regrouped columns, online transforms, sparsity.
+    """
+    stored = _parse(quantization_config)
+    of_target: dict[str, Scheme | None] = {}
+    for group_name, group in stored.config_groups.items():
+        scheme = _scheme(f"group {group_name!r}", group, stored.format)
+        of_target |= dict.fromkeys(group.targets, scheme)
+    # The package sorts patterns, so that which of two matching ones wins does not depend on the order of the file.
+    ordered = sorted(of_target, key=lambda target: ("re:" in target, target))
+    found: dict[str, Scheme | None] = {}
+    for name in layer_names:
+        ignored = any(_matches(name, target) or target in LINEAR_CLASSES for target in stored.ignore or ())
+        matching = [target for target in ordered if _matches(name, target)]
+        matching += [target for target in ordered if target in LINEAR_CLASSES]
+        found[name] = of_target[matching[0]] if matching and not ignored else None
+    return found
+
+
+# What is read of a foreign quantization_config; keys that are not listed do not change what the tensors mean.
+
+
+class _Weights(msgspec.Struct, frozen=True):
+    num_bits: int = 8
+    type: str = "int"
+    symmetric: bool = True
+    strategy: str | None = None
+    group_size: int | None = None
+    dynamic: bool | str = False
+    actorder: bool | str | None = None
+
+
+class _Group(msgspec.Struct, frozen=True):
+    targets: list[str]
+    weights: _Weights | None = None
+    input_activations: dict[str, Any] | None = None
+    output_activations: dict[str, Any] | None = None
+    format: str | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    config_groups: dict[str, _Group]
+    quant_method: str = METHOD
+    format: str | None = None
+    quantization_status: str | None = None
+    ignore: list[str] | None = None
+    kv_cache_scheme: dict[str, Any] | None = None
+    sparsity_config: dict[str, Any] | None = None
+    transform_config: dict[str, Any] | None = None
+
+
+def _parse(quantization_config: Mapping[str, Any]) -> _Config:
+    """Return the configuration with types, or raise CheckpointError for what concerns the model as a whole."""
+    method = quantization_config.get("quant_method", METHOD)
+    if method != METHOD:
+        raise CheckpointError(f"quantization_config: quant_method {method!r} is not supported; only {METHOD!r} is")
+    try:
+        stored = msgspec.convert(dict(quantization_config), _Config)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"quantization_config cannot be understood: {error}") from error
+    if stored.quantization_status != "compressed":
+        raise CheckpointError(
+            f"quantization_config: quantization_status {stored.quantization_status!r} is not supported; "
+            "only 'compressed' is, where the file holds integers"
+        )
+    if stored.kv_cache_scheme is not None:
+        raise CheckpointError("quantization_config: a quantized KV cache (kv_cache_scheme) is not supported")
+    if (stored.transform_config or {}).get("config_groups"):
+        raise CheckpointError("quantization_config: transforms at run time (transform_config) are not supported")
+    if (stored.sparsity_config or {}).get("format", "dense") != "dense":
+        raise CheckpointError("quantization_config: sparse weights (sparsity_config) are not supported")
+    return stored
+
+
+def _scheme(where: str, group: _Group, default_format: str | None) -> Scheme | None:
+    """Return the scheme of one config group, None if its weights are float; raise CheckpointError if not supported."""
+    where = f"quantization_config, {where}"
+    if group.input_activations is not None or group.output_activations is not None:
+        raise CheckpointError(f"{where}: quantized activations are not supported; only weights are")
+    weights = group.weights
+    if weights is None:
+        return None
+    found = group.format or default_format
+    if found != FORMAT:
+        raise CheckpointError(f"{where}: format {found!r} is not supported; only {FORMAT!r} is")
+    if weights.type != "int" or weights.dynamic:
+        raise CheckpointError(f"{where}: weights of type {weights.type!r}, dynamic {weights.dynamic}; only int, static")
+    if weights.actorder in ("group", "dynamic", True):
+        raise CheckpointError(f"{where}: actorder {weights.actorder!r} regroups columns (g_idx) and is not supported")
+    strategy = weights.strategy or _implied_strategy(weights.group_size)
+    if strategy not in get_args(Granularity):
+        raise CheckpointError(
+            f"{where}: strategy {strategy!r} is not supported; only {', '.join(get_args(Granularity))} are"
+        )
+    scheme = Scheme(
+        bits=weights.num_bits,
+        symmetric=weights.symmetric,
+        granularity=cast(Granularity, strategy),
+        group_size=weights.group_size if strategy == "group" else None,
+    )
+    # Only the columns are unknown here; one whole group of them finds what is wrong with the scheme itself.
+    reason = supports(scheme, (1, scheme.group_size or 1))
+    if reason:
+        raise CheckpointError(f"{where}: {reason}")
+    return scheme
+
+
+def _implied_strategy(group_size: int | None) -> str:
+    """Return the strategy that the package assumes when the file names none."""
+    if group_size is None:
+        return "tensor"
+    return "channel" if group_size == -1 else "group"
+
+
+def _matches(name: str, target: str) -> bool:
+    """Say whether a target, a name or "re:" and a regular expression for the start of a name, means this linear."""
+    if not target.startswith("re:"):
+        return target == name
+    try:
+        return re.match(target.removeprefix("re:"), name) is not None
+    except re.error as error:
+        raise CheckpointError(f"quantization_config: {target!r} is not a regular expression: {error}") from error
+
+
+def _as_stored(scheme: Scheme) -> Scheme:
+    """Return the scheme without what the configuration cannot say, so that equal entries become one group."""
+    size = scheme.group_size if scheme.granularity == "group" else None
+    return Scheme(scheme.bits, scheme.symmetric, scheme.granularity, size)
+
+
+def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "input_activations": None,
+        "output_activations": None,
+        "targets": targets,
+        "weights": {
+            "dynamic": False,
+            "group_size": scheme.group_size,
+            "num_bits": scheme.bits,
+            "strategy": scheme.granularity,
+            "symmetric": scheme.symmetric,
+            "type": "int",
+        },
+    }
+
+
+def _sizes_that_divide(cols: int) -> str:
+    """Return the group sizes of 8 and more that divide `cols`, the smaller ones only where there are no others."""
+    from zeropoint.qparams.grouping import divisors
+
+    sizes = divisors(cols)
+    return ", ".join(str(size) for size in ([s for s in sizes if s >= 8] or sizes))
+
+
+def _qparams_shape(scheme: Scheme, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return the shape of QParams for a weight of `shape`; per tensor the file has (1,) instead of (1, 1)."""
+    rows, cols = shape
+    return (1, 1) if scheme.granularity == "tensor" else (rows, scheme.groups(cols))
+
+
+def _positive_and_finite(scale: Tensor) -> bool:
+    return bool(((scale > 0) & scale.isfinite()).all())
+
+
+def _scale_to_store(name: str, q: QTensor) -> Tensor:
+    """Return the scale in its stored dtype and shape, having checked that this changes no value."""
+    import torch
+
+    scale = q.qparams.scale
+    stored = scale.to(getattr(torch, q.scheme.scale_dtype), copy=True).contiguous()
+    exact = _positive_and_finite(scale) and torch.equal(stored.to(scale.dtype), scale)
+    if tuple(scale.shape) != _qparams_shape(q.scheme, q.shape) or not exact:
+        raise InternalError(
+            f"{name}: scales of shape {tuple(scale.shape)} are not {_qparams_shape(q.scheme, q.shape)}, "
+            f"or not positive, finite and exact in {q.scheme.scale_dtype}"
+        )
+    return stored.reshape(1) if q.scheme.granularity == "tensor" else stored
+
+
+def _zero_point_to_store(name: str, zero_point: Tensor, q: QTensor) -> Tensor:
+    import torch
+
+    from zeropoint.formats import bits
+
+    shape = _qparams_shape(q.scheme, q.shape)
+    outside = (zero_point < q.scheme.q_min) | (zero_point > q.scheme.q_max)
+    if tuple(zero_point.shape) != shape or bool(outside.any()):
+        raise InternalError(
+            f"{name}: zero points {tuple(zero_point.shape)} are not {shape} in [{q.scheme.q_min}, {q.scheme.q_max}]"
+        )
+    codes = zero_point.to(torch.int8)
+    return codes.reshape(1) if q.scheme.granularity == "tensor" else bits.pack(codes, q.scheme.bits, dim=0)
+
+
+def _shape(name: str, stored: Tensor) -> tuple[int, int]:
+    if stored.is_floating_point() or stored.numel() != 2:
+        raise CheckpointError(f"{name} is {stored.dtype} {tuple(stored.shape)}; it must be two integers: rows, columns")
+    rows, cols = (int(v) for v in stored.flatten())
+    return rows, cols
+
+
+def _read_scale(name: str, stored: Tensor, scheme: Scheme, shape: tuple[int, int]) -> tuple[Tensor, ScaleDtype]:
+    import torch
+
+    expected = _qparams_shape(scheme, shape)
+    fits = stored.numel() == 1 if scheme.granularity == "tensor" else tuple(stored.shape) == expected
+    dtype = str(stored.dtype).removeprefix("torch.")
+    if not fits or dtype not in get_args(ScaleDtype):
+        raise CheckpointError(
+            f"{name} is {stored.dtype} {tuple(stored.shape)}; it must be {' or '.join(get_args(ScaleDtype))} {expected}"
+        )
+    scale = stored.to(torch.float32, copy=True).reshape(expected)
+    if not _positive_and_finite(scale):
+        raise CheckpointError(f"{name} holds a scale that is not positive and finite")
+    return scale, cast(ScaleDtype, dtype)
+
+
+def _read_zero_point(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Tensor:
+    import torch
+
+    from zeropoint.formats import bits
+
+    stored = tensors[f"{name}.weight_zero_point"]
+    rows, groups = _qparams_shape(scheme, shape)
+    if stored.dtype == torch.int8 and stored.numel() == rows * groups:
+        zero_point = stored.reshape(rows, groups)
+    elif stored.dtype == torch.int32 and tuple(stored.shape) == (bits.words(rows, scheme.bits), groups):
+        zero_point = bits.unpack(stored, scheme.bits, rows, dim=0)
+    else:
+        raise CheckpointError(
+            f"{name}.weight_zero_point is {stored.dtype} {tuple(stored.shape)}; it must be int32 "
+            f"({bits.words(rows, scheme.bits)}, {groups}), or int8 ({rows}, {groups})"
+        )
+    if bool(((zero_point < scheme.q_min) | (zero_point > scheme.q_max)).any()):
+        raise CheckpointError(f"{name}.weight_zero_point holds values outside [{scheme.q_min}, {scheme.q_max}]")
+    return zero_point.to(torch.int32)
+
+
+def _hint_of_old_layout(packed: Tensor, bits: int, cols: int) -> str:
+    """Return a hint if the width is that of the releases in which no code straddled two words, else ""."""
+    if 32 % bits and packed.dim() == 2 and packed.shape[1] == -(-cols // (32 // bits)):
+        return "; compressed-tensors before 0.18 wrote 3, 5, 6 and 7 bits so, without codes that straddle two words"
+    return ""

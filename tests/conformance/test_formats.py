@@ -1,0 +1,148 @@
+"""Every file in formats/ is found and held to the same contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from golden.formats import SAMPLES, golden_path, packed, qtensor, read
+from zeropoint import find
+from zeropoint.errors import SchemeError
+from zeropoint.types import Granularity, QParams, QTensor, ScaleDtype, Scheme
+
+FORMATS = find.names("formats")
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+@st.composite
+def schemes(draw: st.DrawFn) -> Scheme:
+    granularity: Granularity = draw(st.sampled_from(["tensor", "channel", "group"]))
+    size = draw(st.sampled_from([1, 2, 5, 8, 32, 64])) if granularity == "group" else None
+    scale_dtype: ScaleDtype = draw(st.sampled_from(["bfloat16", "float16", "float32"]))
+    return Scheme(
+        draw(st.integers(2, 8)), draw(st.booleans()), granularity, size, narrow=draw(st.booleans()),
+        scale_dtype=scale_dtype,
+    )  # fmt: skip
+
+
+@st.composite
+def qtensors(draw: st.DrawFn) -> QTensor:
+    scheme = draw(schemes())
+    rows = draw(st.integers(1, 40))
+    cols = draw(st.integers(1, 80)) if draw(st.booleans()) else draw(st.integers(1, 8)) * (scheme.group_size or 1)
+    random = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+
+    def integers(*shape: int) -> Tensor:
+        return torch.randint(scheme.q_min, scheme.q_max + 1, shape, generator=random)
+
+    groups = (1, 1) if scheme.granularity == "tensor" else (rows, scheme.groups(cols))
+    scale = (torch.rand(groups, generator=random) + 0.01).to(getattr(torch, scheme.scale_dtype)).float()
+    zero_point = None if scheme.symmetric else integers(*groups).to(torch.int32)
+    return QTensor(integers(rows, cols).to(torch.int8), QParams(scale, zero_point), scheme)
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_there_is_a_format() -> None:
+    assert "compressed_tensors" in FORMATS
+    assert "bits" not in FORMATS
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=150, deadline=None)
+@given(q=qtensors())
+def test_what_is_unpacked_is_what_was_packed(name: str, q: QTensor) -> None:
+    module = find.load("formats", name)
+    if module.supports(q.scheme, q.shape) is not None:
+        with pytest.raises(SchemeError, match=LAYER):
+            module.pack(LAYER, q)
+        return
+    tensors = module.pack(LAYER, q)
+    assert tuple(tensors) == module.tensor_names(LAYER, q.scheme)
+    back = module.unpack(LAYER, tensors, q.scheme)
+    assert same(back.codes, q.codes)
+    assert same(back.qparams.scale, q.qparams.scale)
+    assert same(back.qparams.zero_point, q.qparams.zero_point)
+    assert back.scheme == q.scheme
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(scheme=schemes(), skipped=st.booleans())
+def test_the_configuration_says_which_layer_has_which_scheme(name: str, scheme: Scheme, skipped: bool) -> None:
+    module = find.load("formats", name)
+    layers = {LAYER: scheme, "model.layers.1.self_attn.q_proj": None if skipped else scheme, "lm_head": None}
+    stored = json.loads(json.dumps(module.config(layers)))
+    found = module.schemes(stored, tuple(layers))
+    assert found["lm_head"] is None
+    assert (found["model.layers.1.self_attn.q_proj"] is None) == skipped
+    q = qtensor((4, scheme.group_size or 8), scheme)
+    back = module.unpack(LAYER, module.pack(LAYER, q), found[LAYER])
+    # A grid without its lowest code is written as the full grid, of which it is a part.
+    assert back.scheme == dataclasses.replace(scheme, narrow=False)
+    assert same(back.codes, q.codes)
+    assert same(back.qparams.zero_point, q.qparams.zero_point)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("layer", SAMPLES)
+def test_packed_tensors_can_be_saved_and_keep_nothing_of_the_weight_alive(
+    name: str, layer: str, tmp_path: Path
+) -> None:
+    module = find.load("formats", name)
+    q = qtensor(*SAMPLES[layer])
+    tensors = module.pack(layer, q)
+    theirs = {t.untyped_storage().data_ptr() for t in (q.codes, q.qparams.scale, q.qparams.zero_point) if t is not None}
+    assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    for tensor in tensors.values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+    save_file(tensors, tmp_path / "packed.safetensors")
+    back = module.unpack(layer, load_file(tmp_path / "packed.safetensors"), q.scheme)
+    assert same(back.codes, q.codes)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_weight_is_named_in_the_refusal(name: str) -> None:
+    module = find.load("formats", name)
+    scheme = dataclasses.replace(Scheme(), bits=9)
+    assert "9 bits" in module.supports(scheme, (4, 64))
+    codes = torch.zeros(4, 64, dtype=torch.int8)
+    with pytest.raises(SchemeError, match=rf"{LAYER}.*9 bits"):
+        module.pack(LAYER, QTensor(codes, QParams(torch.ones(4, 1), None), scheme))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_golden_file_is_unchanged(name: str) -> None:
+    path = golden_path(name)
+    assert path.exists(), f"write it once: python tests/golden/formats.py {name}"
+    tensors, configs = read(path)
+    made, described = packed(name)
+    assert configs == described
+    assert sorted(tensors) == sorted(made)
+    for tensor_name, tensor in made.items():
+        assert same(tensors[tensor_name], tensor), tensor_name
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_golden_file_is_still_read(name: str) -> None:
+    module = find.load("formats", name)
+    tensors, configs = read(golden_path(name))
+    for layer, stored in configs.items():
+        scheme = module.schemes(json.loads(stored), (layer,))[layer]
+        q = qtensor(*SAMPLES[layer])
+        back = module.unpack(layer, tensors, scheme)
+        assert same(back.codes, q.codes)
+        assert same(back.qparams.scale, q.qparams.scale)
+        assert same(back.qparams.zero_point, q.qparams.zero_point)
