@@ -1,0 +1,73 @@
+"""The walk: a model block by block over a set of texts, with the weights of one block in memory at a time.
+
+`walk` stops at every stage of every block and hands its caller a `Visit`: the linears that are about to run, and their
+input over all texts. Whatever the caller puts in the place of their weights is what runs next, so that the inputs of
+later linears come from the quantized earlier ones, within a block as well as between blocks, in a single forward pass.
+Memory holds one block and what lives between two stages, whatever the depth of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from zeropoint import find
+from zeropoint.errors import NonFiniteError
+from zeropoint.models.parts import Block, Model, Stage
+from zeropoint.observe.activations import Activations
+from zeropoint.types import Stats
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One stage of one block, just before its linears run. index: of the block, from 0."""
+
+    index: int
+    stage: Stage
+    block: Block
+    activations: Activations
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Yield what the stage's linears read, batch by batch: float32 (batch, time, cols)."""
+        return (self.stage.enter(self.block, state) for state in self.activations)
+
+
+def walk(model: Model, load_block: Callable[[int], Block], activations: Activations) -> Iterator[Visit]:
+    """Visit every stage of every block; after each visit run the stage over all activations.
+
+    activations: the embedded texts; afterwards the outputs of the last block. load_block: returns block `index`; its
+    weights may be replaced during the visit.
+    """
+    for index in range(model.config.layers):
+        block = load_block(index)
+        for stage in model.flow:
+            yield Visit(index, stage, block, activations)
+            activations.map(partial(block.finish, stage))
+
+
+def run_blocks(model: Model, load_block: Callable[[int], Block], activations: Activations) -> Iterator[int]:
+    """Run every block over all activations and yield its index: the walk of a judge, who changes nothing."""
+    for visit in walk(model, load_block, activations):
+        if visit.stage is model.flow[-1]:
+            yield visit.index
+
+
+def observe(visit: Visit, needs: frozenset[str]) -> Mapping[str, Stats]:
+    """Return the statistics `needs` (names of files in this folder) of the stage's input over all texts.
+
+    Raises: NonFiniteError naming the block and the linears whose input holds NaN or infinity.
+    """
+    if not needs:
+        return {}
+    observers = {name: find.load("observe", name).Observer() for name in sorted(needs)}
+    try:
+        for x in visit.inputs():
+            rows = x.flatten(0, -2)  # (tokens, cols)
+            for observer in observers.values():
+                observer.update(rows)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"block {visit.index}, input of {', '.join(visit.stage.linears)}: {error}") from error
+    return {name: observer.result() for name, observer in observers.items()}

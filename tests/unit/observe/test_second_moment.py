@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zeropoint.errors import NonFiniteError
+from zeropoint.observe import second_moment
+from zeropoint.observe.second_moment import Observer, diagonal
+
+
+def tokens(count: int, cols: int, seed: int = 0) -> torch.Tensor:
+    spread = torch.logspace(-2, 2, cols)  # columns of very different size, as behind a norm
+    return torch.randn(count, cols, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 400), cols=st.integers(1, 40), batch=st.integers(1, 200), seed=st.integers(0, 99))
+def test_it_is_the_mean_of_x_x_transposed(count: int, cols: int, batch: int, seed: int) -> None:
+    x, observer = tokens(count, cols, seed), Observer()
+    for part in x.split(batch):
+        observer.update(part)
+    got, exact = observer.result().matrix, x.double().T @ x.double() / count
+    size = (exact.diagonal()[:, None] * exact.diagonal()).sqrt()
+    assert bool(((got - exact).abs() <= 1e-5 * size).all())  # the tolerance that the module states
+    assert observer.result().count == count
+
+
+def test_the_matrix_is_exactly_symmetric_and_has_no_negative_eigenvalue_beyond_rounding() -> None:
+    observer = Observer()
+    observer.update(tokens(50, 96).bfloat16())  # rank 50 of 96
+    observer.update(tokens(7, 96, seed=1))
+    matrix = observer.result().matrix
+    assert matrix.dtype == torch.float32
+    assert torch.equal(matrix, matrix.T)
+    values = torch.linalg.eigvalsh(matrix.double())
+    assert values.min() > -1e-5 * values.max()
+
+
+def test_a_batch_longer_than_a_chunk_is_summed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, whole, parts = tokens(100, 8), Observer(), Observer()
+    whole.update(x)
+    monkeypatch.setattr(second_moment, "_CHUNK", 30)
+    parts.update(x)
+    assert torch.allclose(whole.result().matrix, parts.result().matrix, rtol=1e-5, atol=1e-4)
+    assert whole.result().count == parts.result().count == 100
+
+
+def test_the_diagonal_is_the_mean_square_of_each_column() -> None:
+    x, observer = tokens(64, 5), Observer()
+    observer.update(x)
+    moment = observer.result()
+    assert torch.allclose(diagonal(moment), x.square().mean(0), rtol=1e-5)
+    assert diagonal(moment).data_ptr() == moment.matrix.data_ptr()
+
+
+def test_no_token_gives_zeros_and_a_count_of_zero() -> None:
+    observer = Observer()
+    assert (observer.result().matrix.shape, observer.result().count) == ((0, 0), 0)
+    observer.update(torch.zeros(0, 3))
+    assert torch.equal(observer.result().matrix, torch.zeros(3, 3))
+    assert observer.result().count == 0
+
+
+def test_a_square_that_overflows_is_named_as_such() -> None:
+    with pytest.raises(NonFiniteError, match=r"activations reach 1e\+25, whose square float32 cannot hold"):
+        Observer().update(torch.tensor([[1e25, 1.0]]))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_llama
+
+from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.errors import NonFiniteError
+from zeropoint.models.parts import State
+from zeropoint.observe.activations import Activations
+from zeropoint.observe.walk import observe, run_blocks, walk
+from zeropoint.runtime.generate import LanguageModel
+from zeropoint.runtime.ops_torch import TorchOps
+from zeropoint.runtime.weights import Weights
+from zeropoint.types import SecondMoment
+
+TOKENS = torch.randint(0, 300, (6, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("walk") / "model", layers=3)
+
+
+def embedded(weights: Weights, ops: TorchOps, activations: Activations) -> None:
+    activations.extend(weights.model.embed(ops, weights.embedding(), part) for part in TOKENS.split(2))
+
+
+@pytest.mark.parametrize("limit_bytes", [1 << 30, 30_000, 0], ids=["memory", "both", "disk"])
+@torch.inference_mode()
+def test_the_walk_ends_where_the_whole_model_does(model: Path, tmp_path: Path, limit_bytes: int) -> None:
+    weights, ops = Weights(open_checkpoint(model)), TorchOps()
+    with Activations(limit_bytes=limit_bytes, folder=tmp_path) as activations:
+        embedded(weights, ops, activations)
+        assert list(run_blocks(weights.model, lambda i: weights.block(i, ops), activations)) == [0, 1, 2]
+        assert (activations.most_spilled_bytes > 0) == (limit_bytes < 1 << 30)
+        hidden = torch.cat([state.x for state in activations])
+    logits = weights.model.head(ops, weights.head(ops), hidden)
+    whole = LanguageModel(model)
+    assert all(torch.equal(got, whole.logits(tokens)) for got, tokens in zip(logits, TOKENS, strict=True))
+    assert not list(tmp_path.iterdir()), "the files of the activations were left behind"
+
+
+@torch.inference_mode()
+def test_the_second_moment_is_that_of_what_the_linears_read(model: Path) -> None:
+    weights, ops = Weights(open_checkpoint(model)), TorchOps()
+    with Activations(limit_bytes=1 << 30) as activations:
+        embedded(weights, ops, activations)
+        for visit in walk(weights.model, lambda i: weights.block(i, ops), activations):
+            x = torch.cat(list(visit.inputs())).flatten(0, 1).double()
+            found = observe(visit, frozenset({"second_moment"}))["second_moment"]
+            assert isinstance(found, SecondMoment)
+            assert found.count == TOKENS.numel()
+            assert torch.allclose(found.matrix.double(), x.T @ x / len(x), rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_what_replaces_a_weight_is_what_runs_next(model: Path) -> None:
+    weights, ops = Weights(open_checkpoint(model)), TorchOps()
+    with Activations(limit_bytes=1 << 30) as activations:
+        embedded(weights, ops, activations)
+        before = [state.x.clone() for state in activations]
+        for visit in walk(weights.model, lambda i: weights.block(i, ops), activations):
+            for name in visit.stage.linears:
+                visit.block.weights[f"{name}.weight"] = torch.zeros_like(visit.block.weights[f"{name}.weight"])
+        assert all(torch.equal(state.x, x) for state, x in zip(activations, before, strict=True))
+
+
+@torch.inference_mode()
+def test_infinite_activations_are_refused_by_block_and_linears(model: Path) -> None:
+    weights, ops = Weights(open_checkpoint(model)), TorchOps()
+    with Activations(limit_bytes=1 << 30) as activations:
+        embedded(weights, ops, activations)
+        visits = walk(weights.model, lambda i: weights.block(i, ops), activations)
+        visit = next(visits)
+        activations.map(lambda state: State(state.x * float("inf")))
+        with pytest.raises(NonFiniteError, match=r"block 0, input of self_attn\.q_proj, self_attn\.k_proj"):
+            observe(visit, frozenset({"second_moment"}))
