@@ -1,0 +1,121 @@
+"""GPTQ: round column by column, and let the columns still to come make up for the error of each.
+
+With the second moment H = mean(x x^T) of the layer's input, rounding column j of W leaves the error
+e = (w_j - q_j) / U_jj, and the best change of the columns not yet rounded is -e U_j,: , where U is the upper Cholesky
+factor of the inverse of H + lambda I. Columns go in order of decreasing H_jj (act-order), because the first ones have
+the most columns left to help them. The groups' scales are fixed beforehand ("static groups"), so the file keeps its
+columns in place and needs no index. Work is done in blocks of columns: inside a block one column at a time, and once
+per block one matrix product that carries the block's errors to all later columns.
+
+Symbols of the paper: H second moment, U Cholesky factor, lambda damping.
+Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1 and section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated
+
+import msgspec
+import torch
+from msgspec import Meta
+from torch import Tensor
+
+from zeropoint.qparams.affine import nearest_codes, values_of
+from zeropoint.qparams.grouping import expand
+from zeropoint.rounding import RoundingError
+from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
+
+NEEDS = ("second_moment",)
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The knobs of GPTQ.
+
+    damping: lambda as a fraction of the mean diagonal of H. act_order: decreasing H_jj, or the columns' own order.
+    block: columns between two matrix products; it changes the time, not the result beyond rounding of float32.
+    """
+
+    damping: Annotated[float, Meta(gt=0, le=1e6)] = 0.01
+    act_order: bool = True
+    block: Annotated[int, Meta(ge=1, le=65536)] = 128
+
+
+def weaker(options: Options) -> Iterator[tuple[str, Options]]:
+    """Yield what to try when H is not positive definite: damping x10 three times, then the columns' own order."""
+    for power in (1, 2, 3):
+        damping = options.damping * 10**power
+        yield f"damping {damping:g}", msgspec.structs.replace(options, damping=damping)
+    if options.act_order:
+        yield "without act-order", msgspec.structs.replace(options, damping=options.damping * 1000, act_order=False)
+
+
+def quantize(
+    weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[str, Stats], options: Options
+) -> QTensor:
+    """Return the codes of `weight` that keep the layer's output near the float one.
+
+    weight: float32 (rows, cols), finite. stats["second_moment"]: of the input, matrix float32 (cols, cols).
+    Raises: RoundingError if no token was seen or the damped H is not positive definite.
+    """
+    moment = stats["second_moment"]
+    assert isinstance(moment, SecondMoment)
+    if moment.count == 0:
+        raise RoundingError("no calibration token reached it")
+    order = _column_order(moment.matrix, act_order=options.act_order)
+    factor = inverse_factor(moment.matrix[order][:, order], options.damping)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    codes[:, order] = _round_columns(weight[:, order], order, factor, qparams, scheme, options.block).to(torch.int8)
+    return QTensor(codes, qparams, scheme)
+
+
+def _column_order(second_moment: Tensor, *, act_order: bool) -> Tensor:
+    diagonal = second_moment.diagonal()
+    if act_order:
+        return torch.argsort(diagonal, descending=True, stable=True)
+    return torch.arange(len(diagonal))
+
+
+def inverse_factor(second_moment: Tensor, damping: float) -> Tensor:
+    """Return U, upper triangular, with U^T U = (H + lambda I)^-1: float32 (cols, cols).
+
+    A dead column (H_jj = 0) gets H_jj = 1: it is rounded to nearest and neither gives nor takes corrections.
+    Raises: RoundingError if the damped H is not positive definite.
+    """
+    H = second_moment.clone()
+    diagonal = H.diagonal()
+    dead = diagonal == 0
+    diagonal.add_(damping * float(diagonal.mean()))
+    diagonal[dead] = 1.0
+    lower, info = torch.linalg.cholesky_ex(H)
+    if not int(info):
+        upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    if int(info) or not bool(torch.isfinite(upper.diagonal()).all()):
+        raise RoundingError(f"H is not positive definite with damping {damping:g}")
+    factor: Tensor = upper
+    return factor
+
+
+def _round_columns(
+    weight: Tensor, order: Tensor, factor: Tensor, qparams: QParams, scheme: Scheme, block: int
+) -> Tensor:
+    """Return the codes as float32 (rows, cols), columns in the order given. Works on transposes: a column is a row."""
+    rows, cols = weight.shape
+    W = weight.T.contiguous()  # (cols, rows), overwritten by the corrections
+    scale = expand(qparams.scale, rows, cols, scheme)[:, order].T.contiguous()
+    zero = None
+    if qparams.zero_point is not None:
+        zero = expand(qparams.zero_point, rows, cols, scheme)[:, order].T.float().contiguous()
+    codes = torch.empty_like(W)
+    error = W.new_empty(min(block, cols), rows)
+    for start in range(0, cols, block):
+        end = min(start + block, cols)
+        for j in range(start, end):
+            zero_point = None if zero is None else zero[j]
+            codes[j] = nearest_codes(W[j], scale[j], zero_point, scheme)
+            torch.sub(W[j], values_of(codes[j], scale[j], zero_point), out=error[j - start]).div_(factor[j, j])
+            if j + 1 < end:
+                W[j + 1 : end].addr_(factor[j, j + 1 : end], error[j - start], alpha=-1)
+        if end < cols:
+            W[end:].addmm_(factor[start:end, end:].T, error[: end - start], alpha=-1)
+    return codes.T

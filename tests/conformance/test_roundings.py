@@ -1,0 +1,92 @@
+"""Every file in rounding/ is found and held to the same contract."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from unit.rounding.test_gptq import correlated
+
+from zeropoint import find
+from zeropoint.qparams.choose import choose_qparams
+from zeropoint.rounding.ladder import Rounded, round_weight
+from zeropoint.types import Scheme, SecondMoment
+
+METHODS = find.names("rounding")
+
+
+def round_it(method: str, weight: Tensor, moment: SecondMoment, scheme: Scheme) -> Rounded:
+    module = find.load("rounding", method)
+    qparams = choose_qparams(weight, scheme, "minmax", None)
+    return round_weight(weight, qparams, scheme, {"second_moment": moment}, method, module.Options())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 12),
+    cols=st.integers(1, 70),
+    bits=st.integers(2, 8),
+    symmetric=st.booleans(),
+    group_size=st.sampled_from([1, 8, 32, 64, None]),
+    kind=st.sampled_from(["normal", "zero", "constant", "one outlier", "tiny", "huge"]),
+    tokens=st.sampled_from([1, 3, 200]),
+    dead=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_codes_are_in_range_and_no_worse_than_nearest(
+    method: str,
+    rows: int,
+    cols: int,
+    bits: int,
+    symmetric: bool,
+    group_size: int | None,
+    kind: str,
+    tokens: int,
+    dead: bool,
+    seed: int,
+) -> None:
+    scheme = Scheme(bits, symmetric, "channel" if group_size is None else "group", group_size)
+    weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
+    if kind == "one outlier":
+        weight[0, -1] = 1000.0
+    weight *= {"zero": 0.0, "tiny": 1e-30, "huge": 1e15}.get(kind, 1.0)
+    if kind == "constant":
+        weight[:] = -0.37
+    moment = correlated(cols, tokens=tokens, seed=seed)
+    if dead:
+        moment.matrix[0], moment.matrix[:, 0] = 0, 0
+    got = round_it(method, weight, moment, scheme)
+    assert got.qtensor.codes.dtype == torch.int8
+    assert got.qtensor.shape == (rows, cols)
+    assert int(got.qtensor.codes.min()) >= scheme.q_min
+    assert int(got.qtensor.codes.max()) <= scheme.q_max
+    assert 0 <= got.error <= round_it("rtn", weight, moment, scheme).error
+    if kind == "zero":
+        assert got.error == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(method: str) -> None:
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(5))
+    before = torch.get_num_threads()
+    codes = []
+    try:
+        for threads in (1, 2, 1):
+            torch.set_num_threads(threads)
+            codes.append(round_it(method, weight, correlated(128), Scheme(group_size=32)).qtensor.codes)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(codes[0], codes[1])
+    assert torch.equal(codes[0], codes[2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_weight_and_the_statistics_are_left_as_they_were(method: str) -> None:
+    weight, moment = torch.randn(8, 64, generator=torch.Generator().manual_seed(5)), correlated(64)
+    copies = weight.clone(), moment.matrix.clone()
+    round_it(method, weight, moment, Scheme(group_size=32))
+    assert torch.equal(weight, copies[0])
+    assert torch.equal(moment.matrix, copies[1])
