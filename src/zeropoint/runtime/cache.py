@@ -1,0 +1,32 @@
+"""Keys and values of the tokens seen so far, one cache per block, grown by doubling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class TorchLayerCache:
+    """The keys and values of one block: float32 (batch, kv_heads, length, head_dim) each."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (batch, kv_heads, time, head_dim) and return views of all keys and values."""
+        end = self.length + k.shape[-2]
+        self._keys, self._values = self._room(self._keys, k, end), self._room(self._values, v, end)
+        self._keys[..., self.length : end, :] = k
+        self._values[..., self.length : end, :] = v
+        self.length = end
+        return self._keys[..., :end, :], self._values[..., :end, :]
+
+    def _room(self, held: Tensor | None, new: Tensor, end: int) -> Tensor:
+        if held is not None and held.shape[-2] >= end:
+            return held
+        grown = new.new_empty(*new.shape[:-2], max(64, 1 << (end - 1).bit_length()), new.shape[-1])
+        if held is not None:
+            grown[..., : self.length, :] = held[..., : self.length, :]
+        return grown

@@ -1,0 +1,95 @@
+"""The ops of `models.parts.Ops` in torch: for calibration and evaluation, and as the reference that kernels must equal.
+
+Everything runs under `torch.inference_mode` of the caller and may overwrite the fresh outputs of a linear, never a
+weight and never an argument that a caller still needs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zeropoint.models.rope import Rope
+from zeropoint.qparams.affine import dequantize
+from zeropoint.runtime.cache import TorchLayerCache
+from zeropoint.types import QTensor
+
+_ACTIVATIONS = {
+    "silu": lambda x: F.silu(x, inplace=True),
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": torch.relu_,
+}
+
+
+class TorchOps:
+    """Ops on torch tensors.
+
+    dtype: of the linears and the attention. Norms, rope, softmax and the residual stream stay float32.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+
+    def prepare(self, weight: Tensor | QTensor) -> Tensor:
+        """Return the weight transposed, (cols, rows), contiguous, in `self.dtype`.
+
+        On AVX2 the product with a transposed copy is up to twice as fast as F.linear's (docs/log.md).
+        """
+        values = dequantize(weight.codes, weight.qparams, weight.scheme) if isinstance(weight, QTensor) else weight
+        return values.to(self.dtype).T.contiguous()
+
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        return F.embedding(tokens, table).float()
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
+        y = rows @ weight if bias is None else torch.addmm(bias.to(self.dtype), rows, weight)
+        return y.float().view(*x.shape[:-1], -1)
+
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), gain.float(), eps)
+
+    def split_heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+    def rope(self, x: Tensor, rope: Rope, start: int) -> Tensor:
+        cos, sin = (t[start : start + x.shape[-2]] for t in _rope_table(rope, _table_length(start + x.shape[-2])))
+        low, high = x.chunk(2, dim=-1)  # (batch, heads, time, head_dim / 2) each
+        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, past: TorchLayerCache | None) -> Tensor:
+        seen = 0
+        if past is not None:
+            seen = past.length
+            k, v = past.append(k, v)
+        q, k, v = (t.to(self.dtype) for t in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
+        if seen == 0:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        else:
+            time, total = q.shape[-2], k.shape[-2]
+            mask = torch.ones(time, total, dtype=torch.bool).tril(diagonal=total - time)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+        return y.float().transpose(1, 2).flatten(-2)
+
+    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        return _ACTIVATIONS[activation](gate).mul_(up)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+def _table_length(positions: int) -> int:
+    """Round up to a power of two, so that decoding token by token builds few tables."""
+    return 1 << max(8, (positions - 1).bit_length())
+
+
+@lru_cache(maxsize=8)
+def _rope_table(rope: Rope, positions: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of every angle: float32 (positions, head_dim / 2)."""
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), torch.from_numpy(rope.frequencies()))
+    return angles.cos(), angles.sin()
