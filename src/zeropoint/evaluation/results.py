@@ -1,0 +1,295 @@
+"""What the commands give back: plain structs, printed by --json, kept beside the weights, shown by report/.
+
+An Interval95 is (low, high). Sizes are in bytes, times in seconds, shares in [0, 1], KL and losses in nats per token.
+JSON knows neither NaN nor infinity, and a result has no use for them: a struct that would hold one is refused when it
+is made. What cannot be known is None, and its docstring says when.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+import msgspec
+
+from zeropoint.errors import InputError, InternalError, OutputError
+
+Interval95: TypeAlias = tuple[float, float]
+Verdict: TypeAlias = Literal["EQUIVALENT", "DEGRADED", "INCONCLUSIVE"]
+Role: TypeAlias = Literal["linear", "embedding", "head", "other"]
+
+RECORD = "zeropoint.json"
+"""The file beside a model's weights that says how it was made: a QuantizeResult."""
+
+RESULTS = "results.json"
+"""The file beside a model's weights that says what it lost: an Evaluation."""
+
+MEASURED_WITH = ("zeropoint", "torch", "numpy", "tokenizers", "gguf")
+"""The packages whose versions can change a number."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A struct of finite numbers that is kept as one JSON document, its keys in the order of its fields.
+
+    Raises: InternalError, naming the field, when a number is NaN or infinite.
+    """
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            for where, number in _floats(getattr(self, name), name):
+                if not math.isfinite(number):
+                    raise InternalError(f"{type(self).__name__}.{where} is {number}; results hold finite numbers only")
+
+    def save(self, path: str | Path) -> None:
+        """Write the struct to `path`, which has either its former or its new content at any moment.
+
+        Raises: OutputError if it cannot be written.
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OutputError(f"{path}: the result cannot be written ({error.strerror})") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return what `save` wrote. Keys that this version does not know are passed over.
+
+        Raises: InputError if the file is missing, or is not the JSON document of this struct.
+        """
+        path = Path(path)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except OSError as error:
+            raise InputError(f"{path}: no readable result ({error.strerror})") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not {cls.__name__} as zeropoint writes it: {error}; make it again") from error
+
+
+class Text(Result, frozen=True, kw_only=True):
+    """A text that was calibrated or judged on.
+
+    sha256: of the file. windows of `length` tokens. seed: of the choice of windows, None where all were taken in order.
+    note: what a reader should know about the text, or None.
+    """
+
+    name: str
+    sha256: str
+    windows: int
+    length: int
+    seed: int | None = None
+    note: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all windows."""
+        return self.windows * self.length
+
+
+class LayerRow(Result, frozen=True, kw_only=True):
+    """One quantized linear.
+
+    name: full, without ".weight". kind: its last part ("q_proj"). scheme: its label. rounding: the method that gave the
+    integers. fallback: the rung that was taken instead of what was asked for, and why; or None.
+    sqnr_db: of the weight; None when nothing was lost. cosine: between the weight and what its codes stand for.
+    output_error: squared relative error of the layer's output on the calibration tokens, tr(E H E^T) / tr(W H W^T);
+    None when there were none.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    scheme: str
+    rounding: str
+    fallback: str | None
+    sqnr_db: float | None
+    cosine: float
+    output_error: float | None
+
+
+class Size(Result, frozen=True, kw_only=True):
+    """Where the bytes of a checkpoint are.
+
+    total_bytes = linear_bytes + float_linear_bytes + embedding_bytes + head_bytes + other_bytes + overhead_bytes.
+
+    linear_bytes: all that stands for the quantized linears: code_bytes + scale_bytes + zero_point_bytes. In a block
+        type such as Q4_1 the scales lie between the codes, and all of it is code_bytes.
+    linear_weights: how many weights they have. float_linear_bytes, float_linear_weights: the same of the linears that
+    stayed float. head_bytes: 0 when tied to the embedding. other_bytes: norms, biases and what the architecture does
+    not use. overhead_bytes: stored shapes and file headers. weights: of the whole model.
+    bits_per_weight: 8 * linear_bytes / linear_weights, None when nothing is quantized.
+    bits_per_weight_model: 8 * total_bytes / weights.
+    """
+
+    total_bytes: int
+    linear_bytes: int
+    code_bytes: int
+    scale_bytes: int
+    zero_point_bytes: int
+    float_linear_bytes: int
+    embedding_bytes: int
+    head_bytes: int
+    other_bytes: int
+    overhead_bytes: int
+    linear_weights: int
+    float_linear_weights: int
+    weights: int
+    bits_per_weight: float | None
+    bits_per_weight_model: float
+
+
+class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):
+    """What a run of quantize made; kept in the output as zeropoint.json.
+
+    zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no method
+    needed one. skipped: tensors that were copied although the architecture does not use them. source_bytes: of the
+    model that was read. size: of the output; its bits_per_weight count scales and zero points. peak_memory_bytes: of
+    the process. spilled_bytes: the most activations that waited on disk at any time.
+    """
+
+    zeropoint: str
+    model: str
+    output: str
+    recipe: dict[str, Any]
+    calibration: Text | None
+    layers: tuple[LayerRow, ...]
+    skipped: tuple[str, ...]
+    size: Size
+    source_bytes: int
+    elapsed_s: float
+    peak_memory_bytes: int
+    spilled_bytes: int
+    versions: dict[str, str]
+    machine: str
+
+
+class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field="result"):
+    """What a written model lost against its reference; kept beside its weights as results.json.
+
+    tokens: predictions judged, windows * (length - 1). Every interval is over windows, and None when there is only one.
+    verdict: of ratio_interval95 against 1 + margin; explanation says it in a sentence. tokens_needed: how long a text
+    would decide, in all; None when the verdict is given, or when nothing can be said.
+    kl_p99: 99 % of the tokens have a smaller KL. top1_agreement: share of tokens with the same likeliest successor.
+    fallbacks: what was done otherwise than asked, a sentence each.
+    """
+
+    zeropoint: str
+    model: str
+    reference: str
+    text: Text
+    tokens: int
+    verdict: Verdict
+    explanation: str
+    margin: float
+    tokens_needed: int | None
+    perplexity: float
+    perplexity_reference: float
+    perplexity_ratio: float
+    ratio_interval95: Interval95 | None
+    kl_mean: float
+    kl_interval95: Interval95 | None
+    kl_p99: float
+    kl_max: float
+    top1_agreement: float
+    top1_interval95: Interval95 | None
+    size: Size
+    size_reference: Size
+    elapsed_s: float
+    fallbacks: tuple[str, ...]
+    versions: dict[str, str]
+    machine: str
+
+
+class TensorRow(Result, frozen=True, kw_only=True):
+    """One weight of a checkpoint: a linear, float or quantized, or a tensor beside them.
+
+    name: full; of a linear without ".weight". kind: its last part ("q_proj", "input_layernorm"). shape: of the weight,
+    also where it is packed. stored: the scheme's label, or the dtype as the file calls it. size_bytes: with scales.
+    outlier_ratio: largest magnitude over root mean square; None when only headers were read.
+    sqnr_db, cosine, max_abs_error: against the reference; None without one, sqnr_db also when nothing was lost.
+    """
+
+    name: str
+    kind: str
+    role: Role
+    shape: tuple[int, ...]
+    stored: str
+    size_bytes: int
+    outlier_ratio: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    max_abs_error: float | None = None
+
+
+class Inspection(Result, frozen=True, kw_only=True, tag="inspection", tag_field="result"):
+    """What is in a checkpoint. model_type: as config.json has it. tensors: in the order of the model."""
+
+    path: str
+    reference: str | None
+    model_type: str
+    tensors: tuple[TensorRow, ...]
+    size: Size
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages whose versions can change a number."""
+    found = {"python": platform.python_version()}
+    for package in MEASURED_WITH:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            continue
+    return found
+
+
+def machine() -> str:
+    """Return what this machine computes with: "AMD EPYC 7763, 2 cores, Linux x86_64"."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{_processor()}, {cores} core{'s' * (cores != 1)}, {platform.system()} {platform.machine()}"
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has had resident.
+
+    From VmHWM where there is one: ru_maxrss begins with the memory of the process that started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # no Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown processor"
+
+
+def _floats(value: object, where: str) -> Iterator[tuple[str, float]]:
+    """Yield every float in plain containers, with its place; nested structs have seen to their own."""
+    if isinstance(value, float):
+        yield where, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _floats(item, f"{where}.{key}")
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from _floats(item, f"{where}[{index}]")

@@ -1,0 +1,160 @@
+"""Judge a written model against its reference: read both back from disk, run both over the same windows, compare.
+
+Both models walk block by block, so that memory holds one block and the activations, whatever their depth; then the two
+heads run over the same window and the logits are compared and dropped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import zeropoint
+from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.checkpoint.tokenizer import load_tokenizer
+from zeropoint.errors import InputError
+from zeropoint.evaluation.divergence import TokenScores, compare
+from zeropoint.evaluation.perplexity import estimate, log_ratio, perplexity
+from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, QuantizeResult, Size, Text, machine, versions
+from zeropoint.evaluation.size import measure_size, stored_bytes
+from zeropoint.evaluation.verdict import judge
+from zeropoint.observe.activations import Activations
+from zeropoint.observe.data import Windows, judging_windows
+from zeropoint.observe.walk import run_blocks
+from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.runtime.ops_torch import TorchOps
+from zeropoint.runtime.weights import Weights
+
+BATCH_TOKENS = 4096
+"""Tokens that run through a block together."""
+
+ACTIVATION_MEMORY_BYTES = 2 << 30
+"""Activations above this, half of it for each model, wait on disk."""
+
+
+def evaluate(
+    output: str | Path,
+    *,
+    reference: str | Path,
+    text: str | Path,
+    margin: float = 0.01,
+    length: int = 512,
+    max_windows: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Compare the model in the folder `output` with the one it was made from; write results.json beside its weights.
+
+    reference: a folder or a .gguf file. text: .txt or .jsonl, tokenized by the reference's tokenizer and cut into
+    windows of `length` tokens, of which `max_windows`, evenly spread, are used. margin: the rise of perplexity that
+    still counts as equivalent, a fraction.
+
+    Raises: InputError, by one of its subclasses, if a model or the text cannot be read, if the two models have
+    different vocabularies, or if results.json cannot be written.
+    """
+    started_s = time.perf_counter()
+    if not margin > 0:
+        raise InputError(f"margin is {margin}; it is the rise of perplexity that counts as equivalent, such as 0.01")
+    judged, original = Weights(open_checkpoint(output)), Weights(open_checkpoint(reference))
+    if not judged.checkpoint.path.is_dir():
+        raise InputError(f"{output}: give the folder of a model; results.json is written beside its weights")
+    vocabularies = judged.model.config.vocab_size, original.model.config.vocab_size
+    if vocabularies[0] != vocabularies[1]:
+        raise InputError(
+            f"{output} has a vocabulary of {vocabularies[0]} tokens and {reference} one of {vocabularies[1]}; "
+            "give the model that it was made from as reference"
+        )
+    windows = judging_windows(text, load_tokenizer(original.checkpoint), length=length, max_windows=max_windows)
+    scores = _scores(original, judged, windows, progress)
+    count = len(windows.tokens)
+    kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
+    judgement = judge(
+        log_ratio(scores.nll_reference.numpy(), scores.nll_quantized.numpy(), count),
+        margin=margin,
+        window_tokens=length - 1,
+    )
+    result = Evaluation(
+        zeropoint=zeropoint.__version__,
+        model=str(output),
+        reference=str(reference),
+        text=Text(
+            name=windows.source.name, sha256=windows.source.sha256, windows=count, length=length, note=windows.note
+        ),
+        tokens=len(scores),
+        verdict=judgement.verdict,
+        explanation=judgement.explanation,
+        margin=margin,
+        tokens_needed=judgement.tokens_needed,
+        perplexity=perplexity(float(scores.nll_quantized.double().mean())),
+        perplexity_reference=perplexity(float(scores.nll_reference.double().mean())),
+        perplexity_ratio=judgement.ratio,
+        ratio_interval95=judgement.interval,
+        kl_mean=kl.mean,
+        kl_interval95=kl.clipped(0, math.inf),
+        kl_p99=float(scores.kl.double().quantile(0.99)),
+        kl_max=float(scores.kl.max()),
+        top1_agreement=agreement.mean,
+        top1_interval95=agreement.clipped(0, 1),
+        size=size_of(judged),
+        size_reference=size_of(original),
+        elapsed_s=time.perf_counter() - started_s,
+        fallbacks=_fallbacks(Path(output)),
+        versions=versions(),
+        machine=machine(),
+    )
+    result.save(Path(output) / RESULTS)
+    return result
+
+
+def size_of(weights: Weights) -> Size:
+    """Return where the bytes of a checkpoint are, headers of its files included."""
+    tensors = weights.checkpoint.tensors
+    return measure_size(tensors, weights.schemes, file_bytes=stored_bytes(tensors))
+
+
+def _scores(original: Weights, judged: Weights, windows: Windows, progress: ProgressCallback | None) -> TokenScores:
+    """Run both models over the windows and compare them, token by token, in the order of the text."""
+    report = progress or (lambda step: None)
+    ops = TorchOps()
+    batch = max(1, BATCH_TOKENS // windows.tokens.shape[1])
+    tokens = torch.from_numpy(windows.tokens).long()  # (windows, length)
+    blocks = original.model.config.layers + judged.model.config.layers
+    outputs: list[Activations] = []
+    with ExitStack() as stack, torch.inference_mode():
+        done = 0
+        for weights in (original, judged):
+            activations = stack.enter_context(Activations(limit_bytes=ACTIVATION_MEMORY_BYTES // 2))
+            activations.extend(weights.embed(ops, tokens, batch))
+            for index in run_blocks(weights.model, partial(weights.block, ops=ops), activations):
+                done += 1
+                report(Progress("evaluate", done, blocks, f"{weights.checkpoint.path.name}, block {index}"))
+            outputs.append(activations)
+        heads = original.head(ops), judged.head(ops)
+        scores: list[TokenScores] = []
+        for expected, got, targets in zip(_windows(outputs[0]), _windows(outputs[1]), tokens, strict=True):
+            # the last token has no successor to be judged by
+            logits_reference = original.model.head(ops, heads[0], expected[None, :-1])[0]
+            logits_quantized = judged.model.head(ops, heads[1], got[None, :-1])[0]
+            scores.append(compare(logits_reference, logits_quantized, targets[1:]))
+            report(Progress("compare", len(scores), len(tokens)))
+    return TokenScores.join(scores)
+
+
+def _windows(activations: Activations) -> Iterator[Tensor]:
+    """Yield the last hidden states window by window: float32 (length, hidden)."""
+    for state in activations:
+        yield from state.x
+
+
+def _fallbacks(output: Path) -> tuple[str, ...]:
+    """Return what the record of quantizing says was done otherwise than asked; none if there is no record."""
+    if not (output / RECORD).exists():
+        return ()
+    record = QuantizeResult.load(output / RECORD)
+    return tuple(f"{row.name}: {row.fallback}" for row in record.layers if row.fallback is not None)

@@ -1,0 +1,333 @@
+"""Results as tables for a terminal, 80 columns and wider; without colour the words alone say everything.
+
+    evaluated(result)       what `zeropoint evaluate` found: the verdict, both models side by side
+    quantized(result)       what `zeropoint quantize` made: the layers by kind, the bytes, the fallbacks by name
+    inspected(result)       what is in a checkpoint
+
+Each returns one renderable; cli/console.py prints it. Names come from files that anybody may have written: they are
+shown as text, never as markup, and without control characters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any, TypeVar
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from zeropoint.evaluation.results import (
+    Evaluation,
+    Inspection,
+    Interval95,
+    LayerRow,
+    QuantizeResult,
+    Size,
+    TensorRow,
+    Verdict,
+)
+
+VERDICT_STYLES: dict[Verdict, str] = {
+    "EQUIVALENT": "bold green",
+    "DEGRADED": "bold red",
+    "INCONCLUSIVE": "bold yellow",
+}
+WORST = "bold yellow"
+FALLBACKS_SHOWN = 10
+
+Row = TypeVar("Row", LayerRow, TensorRow)
+
+
+# evaluate
+
+
+def evaluated(result: Evaluation) -> RenderableType:
+    """Return the verdict and the numbers it rests on."""
+    text = result.text
+    judged = (
+        f"{result.tokens:,} tokens, {text.windows:,} windows of {text.length:,}, of {_plain(text.name)}; "
+        f"{_duration(result.elapsed_s)}"
+    )
+    verdict = Text.assemble((result.verdict, VERDICT_STYLES[result.verdict]), "  ", _plain(result.explanation))
+    parts: list[RenderableType] = [verdict, Text(), _comparison(result), Text(), Text(judged, style="dim")]
+    if text.note:
+        parts.append(Text(_plain(text.note), style="dim"))
+    parts += _named_fallbacks("fallbacks:", result.fallbacks)
+    return Group(*parts)
+
+
+def _comparison(result: Evaluation) -> Table:
+    table = _table("", "reference", "quantized", "ratio", "95 % interval")
+    _add(
+        table,
+        "perplexity",
+        f"{result.perplexity_reference:,.3f}",
+        f"{result.perplexity:,.3f}",
+        f"x{result.perplexity_ratio:.5g}",
+        _interval(result.ratio_interval95, lambda ratio: f"x{ratio:.5g}"),
+    )
+    _add(table, "KL, nats per token", "", _nats(result.kl_mean), "", _interval(result.kl_interval95, _nats))
+    _add(table, "  99th percentile", "", _nats(result.kl_p99), "", "")
+    _add(table, "  largest", "", _nats(result.kl_max), "", "")
+    _add(table, "top-1 agreement", "", _percent(result.top1_agreement), "", _interval(result.top1_interval95, _percent))
+    before, after = result.size_reference, result.size
+    sizes = _bytes(before.total_bytes), _bytes(after.total_bytes)
+    _add(table, "size", *sizes, f"x{after.total_bytes / before.total_bytes:.3f}", "")
+    _add(table, "bits per weight, linears", _bits(_bits_of_linears(before)), _bits(_bits_of_linears(after)), "", "")
+    of_model = _bits(before.bits_per_weight_model), _bits(after.bits_per_weight_model)
+    _add(table, "bits per weight, model", *of_model, "", "")
+    return table
+
+
+def _bits_of_linears(size: Size) -> float | None:
+    """Return the mean over all linears of the blocks, quantized or float; None when there are none."""
+    weights = size.linear_weights + size.float_linear_weights
+    return 8 * (size.linear_bytes + size.float_linear_bytes) / weights if weights else None
+
+
+# quantize
+
+
+def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableType:
+    """Return what was made. all_rows: a row for each layer instead of one for each kind."""
+    table = _every_layer(result.layers) if all_rows else _layers_by_kind(result.layers)
+    fallbacks = [f"{row.name}: {row.fallback}" for row in result.layers if row.fallback is not None]
+    recipe = f"recipe {_plain(str(result.recipe.get('name', 'custom')))}, {_calibration(result)}"
+    parts: list[RenderableType] = [
+        table,
+        Text(),
+        size_table(result.size, source_bytes=result.source_bytes),
+        Text(),
+        *_named_fallbacks(f"fallbacks in {len(fallbacks):,} of {len(result.layers):,} layers:", fallbacks),
+    ]
+    if result.skipped:
+        names = ", ".join(map(_plain, result.skipped))
+        parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))
+    cost = f"{_duration(result.elapsed_s)}, peak memory {_bytes(result.peak_memory_bytes)}"
+    parts.append(Text(f"{_plain(result.model)} -> {_plain(result.output)}\n{recipe}; {cost}", style="dim"))
+    return Group(*parts)
+
+
+def _calibration(result: QuantizeResult) -> str:
+    text = result.calibration
+    if text is None:
+        return "no calibration needed"
+    return f"calibrated on {text.windows:,} x {text.length:,} tokens of {_plain(text.name)}"
+
+
+def _layers_by_kind(layers: Sequence[LayerRow]) -> Table:
+    table = _table("layers", "scheme", "rounding", "SQNR dB", "output dB", "worst")
+    kinds = _grouped(layers, lambda row: (row.kind, row.scheme, row.rounding))
+    worst = max(layers, key=_badness, default=None)
+    for (kind, scheme, rounding), rows in kinds.items():
+        here = max(rows, key=_badness)
+        _add(
+            table,
+            f"{kind} x{len(rows)}",
+            scheme,
+            rounding,
+            _spread([row.sqnr_db for row in rows], _decibel),
+            _spread([_output_db(row) for row in rows], _decibel),
+            f"{_block(here.name)} *" if here is worst else _block(here.name),
+            style=WORST if here is worst else "",
+        )
+    table.caption = "dB: lowest, median, highest of the weights and of the outputs; worst: block, * of all"
+    return table
+
+
+def _every_layer(layers: Sequence[LayerRow]) -> Table:
+    table = _table("layer", "shape", "scheme", "rounding", "SQNR dB", "output dB")
+    worst = max(layers, key=_badness, default=None)
+    for row in layers:
+        name, style = (f"{row.name} *", WORST) if row is worst else (row.name, "")
+        sqnr, output = _decibel(row.sqnr_db), _decibel(_output_db(row))
+        _add(table, name, _shape(row.shape), row.scheme, row.rounding, sqnr, output, style=style)
+    table.caption = "dB: of the weight and of the layer's output; * the worst"
+    return table
+
+
+def _named_fallbacks(title: str, fallbacks: Sequence[str]) -> list[RenderableType]:
+    """Return a paragraph that names the first of them and counts the others; nothing when there are none."""
+    if not fallbacks:
+        return []
+    lines = [title, *(f"  {_plain(fallback)}" for fallback in fallbacks[:FALLBACKS_SHOWN])]
+    if len(fallbacks) > FALLBACKS_SHOWN:
+        lines.append(f"  and {len(fallbacks) - FALLBACKS_SHOWN:,} more; --json names them all")
+    return [Text("\n".join(lines), style=WORST)]
+
+
+def _badness(row: LayerRow) -> tuple[float, float]:
+    """Return what orders layers by their output error, and without statistics by their SQNR."""
+    return row.output_error or 0.0, -math.inf if row.sqnr_db is None else -row.sqnr_db
+
+
+def _output_db(row: LayerRow) -> float | None:
+    """Return the signal-to-noise ratio of the layer's output: 20 dB is a squared relative error of 1 %."""
+    return -10 * math.log10(row.output_error) if row.output_error else None
+
+
+def _block(name: str) -> str:
+    """Return the number of the block in a layer's name, or the name where there is none."""
+    numbers = [word for word in name.split(".") if word.isdecimal()]
+    return numbers[0] if numbers else name
+
+
+# inspect
+
+
+def inspected(result: Inspection, *, all_rows: bool = False) -> RenderableType:
+    """Return the linears by kind, or every tensor of the checkpoint with all_rows, and where the bytes are."""
+    compared = any(row.cosine is not None for row in result.tensors)
+    measured = any(row.outlier_ratio is not None for row in result.tensors)
+    table = _every_tensor if all_rows else _tensors_by_kind
+    title = f"{_plain(result.path)}, a {_plain(result.model_type)} model"
+    if result.reference is not None:
+        title += f", against {_plain(result.reference)}"
+    layers = table(result.tensors, measured, compared)
+    return Group(Text(title, style="dim"), Text(), layers, Text(), size_table(result.size))
+
+
+def _tensors_by_kind(tensors: Sequence[TensorRow], measured: bool, compared: bool) -> Table:
+    table = _table("layers", "shape", "stored as", "bytes", *_measures(measured, compared))
+    kinds = _grouped((row for row in tensors if row.role == "linear"), lambda row: (row.kind, row.shape, row.stored))
+    for (kind, shape, stored), rows in kinds.items():
+        cells = [f"{kind} x{len(rows)}", _shape(shape), stored, _bytes(sum(row.size_bytes for row in rows))]
+        if measured:
+            cells.append(_spread([row.outlier_ratio for row in rows], _outlier))
+        if compared:
+            cells.append(_spread([row.sqnr_db for row in rows], _decibel))
+        _add(table, *cells)
+    if measured:
+        table.caption = "lowest, median, highest; outlier: the largest magnitude over the root mean square"
+    return table
+
+
+def _every_tensor(tensors: Sequence[TensorRow], measured: bool, compared: bool) -> Table:
+    table = _table("tensor", "shape", "stored as", "bytes", *_measures(measured, compared), *["cosine"] * compared)
+    worst = max(tensors, key=lambda row: row.outlier_ratio or 0.0, default=None) if measured else None
+    for row in tensors:
+        name, style = (f"{row.name} *", WORST) if row is worst else (row.name, "")
+        cells = [name, _shape(row.shape), row.stored, _bytes(row.size_bytes)]
+        if measured:
+            cells.append(_outlier(row.outlier_ratio))
+        if compared:
+            cells += [_decibel(row.sqnr_db), "" if row.cosine is None else f"{row.cosine:.5f}"]
+        _add(table, *cells, style=style)
+    if measured:
+        table.caption = "outlier: the largest magnitude over the root mean square; * the largest"
+    return table
+
+
+def _measures(measured: bool, compared: bool) -> list[str]:
+    return ["outlier"] * measured + ["SQNR dB"] * compared
+
+
+# size
+
+
+def size_table(size: Size, *, source_bytes: int | None = None) -> Table:
+    """Return where the bytes are. source_bytes: of the model that this one was made from."""
+    table = _table("size", "bytes", "share", "bits per weight")
+    parts = (
+        ("quantized linears", size.linear_bytes, size.bits_per_weight),
+        ("  codes", size.code_bytes, None),
+        ("  scales", size.scale_bytes, None),
+        ("  zero points", size.zero_point_bytes, None),
+        ("float linears", size.float_linear_bytes, None),
+        ("embedding", size.embedding_bytes, None),
+        ("head", size.head_bytes, None),
+        ("norms, biases and others", size.other_bytes, None),
+        ("headers and shapes", size.overhead_bytes, None),
+    )
+    for name, count, bits in parts:
+        if count:
+            _add(table, name, _bytes(count), _percent(count / size.total_bytes), _bits(bits))
+    _add(table, "total", _bytes(size.total_bytes), "", _bits(size.bits_per_weight_model), style="bold")
+    if source_bytes:
+        _add(table, "before", _bytes(source_bytes), f"x{size.total_bytes / source_bytes:.3f}", "")
+    return table
+
+
+# Cells
+
+WORDS = ("", "layers", "layer", "tensor", "shape", "scheme", "rounding", "stored as", "size")
+"""Columns of words, aligned to the left; numbers are aligned to the right."""
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", caption_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in WORDS else "right", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str, style: str = "") -> None:
+    table.add_row(*(Text(_plain(cell)) for cell in cells), style=style)
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Return the rows with an equal key together, in the order in which the keys come first."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _spread(values: Sequence[float | None], cell: Callable[[float], str]) -> str:
+    """Return the lowest, the median and the highest of the values that are known; one number where all look alike."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    cells = [cell(min(known)), cell(median(known)), cell(max(known))]
+    return cells[0] if len(set(cells)) == 1 else " ".join(cells)
+
+
+def _interval(interval: Interval95 | None, cell: Callable[[float], str]) -> str:
+    return "-" if interval is None else f"{cell(interval[0])} to {cell(interval[1])}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _decibel(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _outlier(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _bits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _nats(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
+
+
+def _bytes(count: int) -> str:
+    """Return 999 B, 1.5 kB, 269.1 MB: powers of 1000, as disks are sold."""
+    if count < 1000:
+        return f"{count} B"
+    power = next((power for power in (1, 2, 3) if count < 999.95 * 1000**power), 4)
+    return f"{count / 1000**power:,.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def _duration(seconds: float) -> str:
+    """Return 8.3 s, 2 min 05 s, 1 h 03 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import io
+import re
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from unit.evaluation.made import evaluation, inspection, layers, quantization, size
+from zeropoint.evaluation.results import Text
+from zeropoint.report.terminal import evaluated, inspected, quantized, size_table
+
+
+def shown(renderable: RenderableType, width: int = 80, *, colour: bool = False) -> str:
+    """What a console of that width shows; plain, as in a pipe, unless colour is asked for."""
+    stream = io.StringIO()
+    settings = {"force_terminal": True, "color_system": "standard"} if colour else {}
+    Console(file=stream, width=width, highlight=False, markup=False, emoji=False, **settings).print(renderable)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def line(text: str, start: str) -> list[str]:
+    """The cells of the line that begins with `start`."""
+    found = [row for row in text.splitlines() if row.strip().startswith(start)]
+    assert len(found) == 1, (start, text)
+    return re.split(r"\s{2,}", found[0].strip())
+
+
+def test_an_evaluation_shows_both_models_ratio_and_interval() -> None:
+    text = shown(evaluated(evaluation()))
+    assert text.startswith("INCONCLUSIVE  The perplexity is 1.0123 times")
+    assert line(text, "perplexity") == ["perplexity", "15.493", "15.684", "x1.0123", "x1.0061 to x1.0185"]
+    assert line(text, "KL") == ["KL, nats per token", "0.0123", "0.0110 to 0.0137"]
+    assert line(text, "99th") == ["99th percentile", "0.0921"]
+    assert line(text, "top-1") == ["top-1 agreement", "93.1 %", "92.5 % to 93.7 %"]
+    assert line(text, "size") == ["size", "269.1 MB", "113.1 MB", "x0.420"]
+    assert line(text, "bits per weight, linears") == ["bits per weight, linears", "16.000", "4.250"]
+    assert line(text, "bits per weight, model") == ["bits per weight, model", "16.001", "6.727"]
+    assert "30,660 tokens, 60 windows of 512, of held-out.txt; 1 min 01 s" in text
+
+
+def test_one_window_shows_that_there_is_no_interval() -> None:
+    alone = evaluation(ratio_interval95=None, kl_interval95=None, top1_interval95=None)
+    assert line(shown(evaluated(alone)), "perplexity")[-1] == "-"
+
+
+def test_what_a_reader_should_know_about_the_text_is_shown() -> None:
+    text = Text(name="a.txt", sha256="0", windows=2, length=8, note="3 documents were shorter than a window")
+    assert "3 documents were shorter than a window" in shown(evaluated(evaluation(text=text)))
+
+
+@pytest.mark.parametrize("verdict", ["EQUIVALENT", "DEGRADED", "INCONCLUSIVE"])
+def test_the_verdict_is_a_word_and_colour_only_repeats_it(verdict: str) -> None:
+    made = evaluated(evaluation(verdict=verdict))
+    assert shown(made).startswith(verdict)
+    coloured = shown(made, colour=True)
+    assert coloured.startswith("\x1b[1;3")
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == shown(made)
+
+
+def test_layers_are_told_by_kind_with_lowest_median_and_highest() -> None:
+    text = shown(quantized(quantization()))
+    assert line(text, "q_proj") == ["q_proj x30", "int4 g64 sym", "gptq", "18.0 19.5 21.0", "23.0 25.2 30.0", "21"]
+    assert line(text, "o_proj") == ["o_proj x30", "int4 g64 sym", "gptq", "18.0 19.5 21.0", "10.5 25.2 30.0", "29 *"]
+    assert len([row for row in text.splitlines() if "_proj x" in row]) == 4
+    assert "recipe w4a16, calibrated on 128 x 512 tokens of calibration.txt; 1 min 43 s" in " ".join(text.split())
+    assert "peak memory 1.1 GB" in " ".join(text.split())
+
+
+def test_all_rows_show_every_layer_and_mark_the_worst() -> None:
+    text = shown(quantized(quantization(), all_rows=True), 120)
+    assert sum("model.layers." in row for row in text.splitlines()) == 120
+    assert line(text, "model.layers.29.self_attn.o_proj")[0] == "model.layers.29.self_attn.o_proj *"
+    assert text.count(" *  ") == 1
+
+
+def test_layers_of_one_kind_with_different_schemes_have_rows_of_their_own() -> None:
+    rows = layers(4)
+    mixed = (msgspec.structs.replace(rows[0], scheme="int8 g64 sym"), *rows[1:])
+    text = shown(quantized(msgspec.structs.replace(quantization(), layers=mixed)))
+    assert [row.split()[1] for row in text.splitlines() if row.startswith("q_proj")] == ["x1", "x3"]
+
+
+def test_layers_without_statistics_show_no_output_error() -> None:
+    rows = tuple(msgspec.structs.replace(row, output_error=None) for row in layers(3))
+    text = shown(quantized(msgspec.structs.replace(quantization(), layers=rows, calibration=None)))
+    assert line(text, "o_proj")[4] == "-"
+    assert "no calibration needed" in text
+
+
+def test_fallbacks_are_named_and_counted() -> None:
+    assert "fallback" not in shown(quantized(quantization()))
+    text = shown(quantized(quantization(fallbacks=3)))
+    assert "fallbacks in 3 of 120 layers:" in text
+    assert "  model.layers.0.self_attn.q_proj: rtn: no calibration token reached it" in text
+    many = shown(quantized(quantization(fallbacks=25)))
+    assert many.count("no calibration token reached it") == 10
+    assert "and 15 more; --json names them all" in many
+
+
+def test_fallbacks_of_an_evaluated_model_are_named_too() -> None:
+    text = shown(evaluated(evaluation(fallbacks=tuple(f"layer {i}: rtn" for i in range(12)))))
+    assert "layer 9: rtn" in text
+    assert "and 2 more; --json names them all" in text
+
+
+def test_copied_tensors_that_nothing_uses_are_named() -> None:
+    assert "does not use" not in shown(quantized(quantization()))
+    assert "does not use them: vision.patch" in " ".join(
+        shown(quantized(quantization(skipped=("vision.patch",)))).split()
+    )
+
+
+def test_the_size_names_every_part_and_the_total() -> None:
+    text = shown(size_table(size(), source_bytes=size(quantized=False).total_bytes))
+    assert line(text, "codes") == ["codes", "53.1 MB", "46.9 %"]
+    assert line(text, "scales") == ["scales", "3.3 MB", "2.9 %"]
+    assert line(text, "quantized linears") == ["quantized linears", "56.4 MB", "49.9 %", "4.250"]
+    assert line(text, "embedding") == ["embedding", "56.6 MB", "50.1 %"]
+    assert line(text, "total") == ["total", "113.1 MB", "6.727"]
+    assert line(text, "before") == ["before", "269.1 MB", "x0.420"]
+    assert "zero points" not in text  # there are none
+
+
+def test_an_inspection_shows_what_was_measured() -> None:
+    text = shown(inspected(inspection()))
+    assert line(text, "q_proj") == ["q_proj x30", "576 x 1536", "int4 g64 sym", "14.1 MB", "8.0 22.5 37.0", "19.5"]
+    assert "SmolLM2-w4, a llama model, against SmolLM2-135M" in text
+    assert "embed_tokens" not in text
+
+
+def test_headers_alone_have_no_columns_of_errors() -> None:
+    text = shown(inspected(inspection(measured=False, compared=False)))
+    assert line(text, "q_proj") == ["q_proj x30", "576 x 1536", "int4 g64 sym", "14.1 MB"]
+    assert "SQNR" not in text
+    assert "outlier" not in text
+
+
+def test_all_rows_of_an_inspection_show_every_tensor() -> None:
+    text = shown(inspected(inspection(), all_rows=True), 120)
+    assert line(text, "model.embed_tokens.weight") == [
+        "model.embed_tokens.weight",
+        "49152 x 576",
+        "BF16",
+        "56.6 MB",
+        "-",
+        "-",
+    ]
+    found = line(text, "model.layers.29.mlp.down_proj")
+    assert found[1:] == ["576 x 1536", "int4 g64 sym", "470.0 kB", "37.0", "19.5", "0.98765"]
+    assert sum("_proj" in row for row in text.splitlines()) == 120
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_tables_fit_the_terminal_and_are_plain_in_a_pipe(width: int, all_rows: bool) -> None:
+    for made in (
+        evaluated(evaluation(perplexity=31234.5, perplexity_ratio=2016.1, ratio_interval95=(1999.9, 2033.3))),
+        quantized(quantization(fallbacks=2), all_rows=all_rows),
+        inspected(inspection(), all_rows=all_rows),
+    ):
+        text = shown(made, width)
+        assert max(map(len, text.splitlines())) <= width
+        assert text.isascii()
+        assert "\x1b" not in text
+
+
+def test_by_kind_no_row_is_broken_at_80_columns() -> None:
+    for made in (quantized(quantization()), inspected(inspection())):
+        assert sum("_proj" in row for row in shown(made).splitlines()) == 4
+
+
+def test_names_cannot_bring_markup_or_control_characters() -> None:
+    hostile = "model.layers.0.[bold red]q\x1b[31m_proj\x07\n[/]"
+    rows = (msgspec.structs.replace(layers(1)[0], name=hostile, kind=hostile, fallback=hostile),)
+    tensor = msgspec.structs.replace(inspection().tensors[1], name=hostile, kind=hostile, stored=hostile)
+    result = msgspec.structs.replace(quantization(), layers=rows, model=hostile, skipped=(hostile,))
+    for made in (
+        quantized(result),
+        quantized(result, all_rows=True),
+        inspected(msgspec.structs.replace(inspection(), tensors=(tensor,), path=hostile)),
+        inspected(msgspec.structs.replace(inspection(), tensors=(tensor,)), all_rows=True),
+        evaluated(evaluation(explanation=hostile, fallbacks=(hostile,))),
+    ):
+        text = shown(made, 300)
+        assert "[bold red]q\ufffd[31m_proj\ufffd\ufffd[/]" in text
+        assert "\x1b" not in text
+        assert "\x07" not in text
+
+
+def test_nothing_quantized_is_a_table_without_rows() -> None:
+    text = shown(quantized(msgspec.structs.replace(quantization(), layers=(), calibration=None)))
+    assert "SQNR dB" in text
+    assert "_proj" not in text
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "expected"),
+    [(8.26, "8.3 s"), (59.96, "1 min 00 s"), (125.0, "2 min 05 s"), (3780.0, "1 h 03 min")],
+)
+def test_durations_have_units(elapsed_s: float, expected: str) -> None:
+    assert expected in shown(evaluated(evaluation(elapsed_s=elapsed_s)))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"), (7 * 10**15, "7,000.0 TB")],
+)
+def test_sizes_have_units(count: int, expected: str) -> None:
+    text = shown(size_table(msgspec.structs.replace(size(), total_bytes=count)))
+    assert line(text, "total")[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"), [(0.0, "0.0000"), (0.0034, "0.0034"), (3.2e-7, "3.2e-07"), (10.25, "10.2500")]
+)
+def test_small_divergences_keep_their_digits(kl: float, expected: str) -> None:
+    assert line(shown(evaluated(evaluation(kl_mean=kl))), "KL")[1] == expected
