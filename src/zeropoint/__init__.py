@@ -1,0 +1,58 @@
+"""zeropoint: post-training quantization of language models, from a checkpoint to a small, fast, verified model.
+
+    import zeropoint
+
+    zeropoint.quantize("SmolLM2-135M", "SmolLM2-w4", recipe="w4a16")
+    zeropoint.evaluate("SmolLM2-w4", reference="SmolLM2-135M", text="held-out.txt")
+    zeropoint.load("SmolLM2-w4").generate("The capital of France is")
+
+Importing zeropoint imports no torch; the first call that computes does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from zeropoint.errors import InputError, ZeropointError
+from zeropoint.types import QParams, QTensor, Scheme
+
+if TYPE_CHECKING:
+    from zeropoint.evaluation.run import evaluate
+    from zeropoint.inspection import inspect
+    from zeropoint.pipeline import quantize
+    from zeropoint.recipe import Recipe, load_recipe
+    from zeropoint.runtime.generate import LanguageModel, load
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "quantize": "zeropoint.pipeline",
+    "evaluate": "zeropoint.evaluation.run",
+    "inspect": "zeropoint.inspection",
+    "load": "zeropoint.runtime.generate",
+    "LanguageModel": "zeropoint.runtime.generate",
+    "Recipe": "zeropoint.recipe",
+    "load_recipe": "zeropoint.recipe",
+}
+
+__all__ = [
+    "InputError",
+    "LanguageModel",
+    "QParams",
+    "QTensor",
+    "Recipe",
+    "Scheme",
+    "ZeropointError",
+    "evaluate",
+    "inspect",
+    "load",
+    "load_recipe",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'zeropoint' has no attribute {name!r}")

@@ -1,0 +1,62 @@
+"""`zeropoint quantize`: a checkpoint goes in, a smaller one comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from zeropoint.cli import console
+from zeropoint.cli.options import example, json_option, threads_option
+
+
+@click.command(
+    epilog=example(
+        "zeropoint quantize SmolLM2-135M --output SmolLM2-w4",
+        "zeropoint quantize model.gguf -o out --recipe w4a16 --set rounding=rtn --set weights.group_size=32",
+    )
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+@click.option(
+    "-r", "--recipe", default="w4a16", show_default=True, metavar="NAME|FILE", help="A preset, or your own .toml file."
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text (.txt) or conversations (.jsonl) like what the model will read. Default: the bundled text.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe; can be given again."
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists, once the new one is complete.")
+@threads_option
+@json_option
+def command(
+    *,
+    model: Path,
+    output: Path,
+    recipe: str,
+    calibration: Path | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL, a Hugging Face folder or a .gguf file.
+
+    OUTPUT is a folder that transformers and vLLM load. It appears under its name when it is complete and checked.
+    """
+    from zeropoint.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)  # before torch is imported: a wrong key is said at once
+    from zeropoint.pipeline import quantize
+
+    with console.progress() as progress:
+        result = quantize(model, output, recipe=loaded, calibration=calibration, overwrite=overwrite, progress=progress)
+    if as_json:
+        console.show_json(result)
+        return
+    from zeropoint.report.terminal import quantized
+
+    console.show(quantized(result))

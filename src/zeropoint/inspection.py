@@ -1,0 +1,116 @@
+"""Look into a checkpoint: how every weight is stored, what its outliers are and, beside a reference, what it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.errors import InputError
+from zeropoint.evaluation.results import Inspection, TensorRow
+from zeropoint.evaluation.size import linear_shape, measure_size, part_of, stored_bytes
+from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.runtime.weights import Weights
+
+
+def inspect(
+    path: str | Path,
+    *,
+    headers: bool = False,
+    reference: str | Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> Inspection:
+    """Return a row for every weight of a checkpoint, in the order of the model.
+
+    headers: read no weight and import no torch; the rows have no outlier ratio then. reference: the model that this one
+    was made from; adds the errors of the weights.
+    Raises: InputError, by one of its subclasses, if a checkpoint cannot be read, or the two have different weights.
+    """
+    weights = Weights(open_checkpoint(path))
+    original = None if reference is None else Weights(open_checkpoint(reference))
+    rows = list(_header_rows(weights))
+    if original is not None:
+        _require_same(rows, list(_header_rows(original)), path, reference)
+    if not headers:
+        for done, row in enumerate(rows):
+            rows[done] = _measured(row, weights, original)
+            if progress is not None:
+                progress(Progress("inspect", done + 1, len(rows), row.name))
+    tensors = weights.checkpoint.tensors
+    return Inspection(
+        path=str(path),
+        reference=None if reference is None else str(reference),
+        model_type=weights.model.config.model_type,
+        tensors=tuple(rows),
+        size=measure_size(tensors, weights.schemes, file_bytes=stored_bytes(tensors)),
+    )
+
+
+def _header_rows(weights: Weights) -> Iterator[TensorRow]:
+    """Yield what the headers say about every weight, in the order of the model; tensors it does not use come last."""
+    table, *outer = weights.model.outer_tensors()
+    inner = [name for index in range(weights.model.config.layers) for name in weights.model.block_tensors(index)]
+    tensors = weights.checkpoint.tensors
+    for full in (table, *inner, *outer, *weights.skipped()):
+        name = full.removesuffix(".weight")
+        scheme = weights.schemes.get(name) if full.endswith(".weight") else None
+        if scheme is not None:
+            stored = [info for tensor, info in tensors.items() if tensor.rpartition(".")[0] == name]
+            yield TensorRow(
+                name=name,
+                kind=name.rpartition(".")[2],
+                role="linear",
+                shape=linear_shape(name, tensors, scheme),
+                stored=scheme.label(),
+                size_bytes=sum(info.size_bytes for info in stored),
+            )
+            continue
+        info = tensors[full]
+        linear = name in weights.schemes and full.endswith(".weight")
+        part = part_of(info, weights.schemes)
+        yield TensorRow(
+            name=name if linear else full,
+            kind=name.rpartition(".")[2],
+            role="linear" if linear else part if part in ("embedding", "head") else "other",
+            shape=info.shape,
+            stored=info.dtype,
+            size_bytes=info.size_bytes,
+        )
+
+
+def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> TensorRow:
+    """Return the row with what can be said when the weights are read."""
+    import msgspec
+
+    from zeropoint.evaluation.layers import outlier_ratio, weight_error
+
+    value = _values(weights, row)
+    if not value.is_floating_point():
+        return row
+    found: dict[str, Any] = {"outlier_ratio": outlier_ratio(value)}
+    if original is not None:
+        error = weight_error(_values(original, row), value)
+        found |= {"sqnr_db": error.sqnr_db, "cosine": error.cosine, "max_abs_error": error.max_abs}
+    return msgspec.structs.replace(row, **found)
+
+
+def _values(weights: Weights, row: TensorRow) -> Any:
+    """Return the float values that a row is about."""
+    if row.role != "linear":
+        return weights.checkpoint.read(row.name)
+    return weights.restored_linear(row.name)
+
+
+def _require_same(
+    rows: list[TensorRow], expected: list[TensorRow], path: str | Path, reference: str | Path | None
+) -> None:
+    shapes = {row.name: row.shape for row in rows}
+    wanted = {row.name: row.shape for row in expected}
+    different = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    if different:
+        name = different[0]
+        raise InputError(
+            f"{path} was not made from {reference}: {name} is {shapes.get(name, 'missing')} in the one "
+            f"and {wanted.get(name, 'missing')} in the other"
+        )

@@ -1,0 +1,330 @@
+"""What a command hands to the Python API, and what it makes of the result. The API itself is stood in for."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar, cast
+
+import msgspec
+import pytest
+
+from zeropoint import cli
+from zeropoint.errors import CheckpointError
+from zeropoint.evaluation.results import Evaluation, Inspection, LayerRow, QuantizeResult, TensorRow, Verdict
+from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.recipe import Recipe, load_recipe
+
+Streams = pytest.CaptureFixture[str]
+Filled = TypeVar("Filled", bound=msgspec.Struct)
+
+
+def filled(struct: type[Filled], /, **given: object) -> Filled:
+    """A struct with the fields given and anything of the right type in the others: commands only pass it on."""
+    fields = msgspec.inspect.type_info(struct).fields
+    plain = {f.encode_name: _anything(f.type) for f in fields if f.required} | msgspec.to_builtins(given)
+    return msgspec.convert(plain, struct)
+
+
+def _anything(info: object) -> object:
+    match info:
+        case msgspec.inspect.StructType(fields=fields):
+            return {f.encode_name: _anything(f.type) for f in fields if f.required}
+        case msgspec.inspect.UnionType(types=types):
+            return None if msgspec.inspect.NoneType() in types else _anything(types[0])
+        case msgspec.inspect.LiteralType(values=values):
+            return values[0]
+        case msgspec.inspect.TupleType(item_types=items):
+            return [_anything(item) for item in items]
+        case _:
+            empty = {"IntType": 7, "FloatType": 0.5, "StrType": "x", "VarTupleType": [], "DictType": {}}
+            return empty[type(info).__name__]
+
+
+ROW = filled(LayerRow, name="model.layers.0.mlp.up_proj", kind="up_proj", scheme="int4 g64 sym", rounding="gptq")
+QUANTIZED = filled(QuantizeResult, recipe=load_recipe("w4a16").to_dict(), layers=[ROW])
+UP_PROJ = filled(TensorRow, name="model.layers.0.mlp.up_proj", kind="up_proj", role="linear", shape=[4, 240])
+NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[240])
+INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
+
+
+def evaluation(verdict: Verdict) -> Evaluation:
+    return filled(Evaluation, verdict=verdict)
+
+
+class Calls(list[tuple[tuple[object, ...], dict[str, object]]]):
+    """The calls of a function of the API that reports one step of progress and then returns or raises."""
+
+    def __init__(self, result: object) -> None:
+        super().__init__()
+        self.result = result
+
+    def __call__(self, *arguments: object, **options: object) -> object:
+        progress = options.pop("progress", None)
+        self.append((arguments, options))
+        if progress is not None:
+            cast(ProgressCallback, progress)(Progress("work", 1, 2, "model.layers.0"))
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result
+
+
+Stand = Callable[[str, object], Calls]
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Stand:
+    """Put a stand-in into the place of a function of the API, and return its calls."""
+
+    def put(function: str, result: object) -> Calls:
+        module, _, name = function.rpartition(".")
+        calls = Calls(result)
+        stand = ModuleType(module)
+        setattr(stand, name, calls)
+        monkeypatch.setitem(sys.modules, module, stand)
+        return calls
+
+    return put
+
+
+def only_progress(text: str) -> bool:
+    return text == "work 1/2, model.layers.0, 0:00 left\n"
+
+
+# quantize
+
+
+def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    assert cli.main(["quantize", "m", "--output", "o"]) == 0
+    given = {"recipe": load_recipe("w4a16"), "calibration": None, "overwrite": False}
+    assert calls == [((Path("m"), Path("o")), given)]
+    calls.clear()
+    line = "quantize m -o o -r w8a16 --calibration c.txt --set weights.bits=6 --set rounding=gptq --overwrite"
+    assert cli.main(line.split()) == 0
+    given = {
+        "recipe": load_recipe("w8a16", ["weights.bits=6", "rounding=gptq"]),
+        "calibration": Path("c.txt"),
+        "overwrite": True,
+    }
+    assert calls == [((Path("m"), Path("o")), given)]
+    capfd.readouterr()
+
+
+def test_quantize_takes_a_recipe_file(stand_in: Stand, tmp_path: Path, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    (tmp_path / "mine.toml").write_text("[weights]\nbits = 3\n", encoding="utf-8")
+    assert cli.main(["quantize", "m", "-o", "o", "-r", str(tmp_path / "mine.toml")]) == 0
+    assert cast(Recipe, calls[0][1]["recipe"]).weights.bits == 3
+    capfd.readouterr()
+
+
+def test_a_wrong_recipe_is_refused_before_anything_is_read(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    assert cli.main(["quantize", "m", "-o", "o", "--set", "weights.bitz=3"]) == 2
+    assert calls == []
+    streams = capfd.readouterr()
+    assert streams.err.startswith("zeropoint: w4a16.toml --set weights.bitz=3: weights.bitz is not a key")
+    assert streams.err.count("\n") == 1
+
+
+def test_quantize_shows_a_table_on_stdout_and_progress_on_stderr(stand_in: Stand, capfd: Streams) -> None:
+    stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    assert cli.main(["quantize", "m", "-o", "o"]) == 0
+    streams = capfd.readouterr()
+    for part in ("up_proj", "int4 g64 sym", "gptq"):
+        assert part in streams.out
+    assert only_progress(streams.err)
+
+
+# evaluate
+
+
+def test_evaluate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.run.evaluate", evaluation("EQUIVALENT"))
+    assert cli.main(["evaluate", "o", "--reference", "m", "--text", "t.txt"]) == 0
+    given = {"reference": Path("m"), "text": Path("t.txt"), "margin": 0.01, "length": 512, "max_windows": None}
+    assert calls == [((Path("o"),), given)]
+    calls.clear()
+    line = "evaluate o --reference m --text t.txt --margin 2.5% --length 64 --max-windows 3"
+    assert cli.main(line.split()) == 0
+    given = {"reference": Path("m"), "text": Path("t.txt"), "margin": 0.025, "length": 64, "max_windows": 3}
+    assert calls == [((Path("o"),), given)]
+    capfd.readouterr()
+
+
+def test_evaluate_judges_on_the_bundled_text_unless_told_otherwise(stand_in: Stand, capfd: Streams) -> None:
+    from zeropoint.observe.data import bundled_text
+
+    calls = stand_in("zeropoint.evaluation.run.evaluate", evaluation("EQUIVALENT"))
+    assert cli.main(["evaluate", "o", "--reference", "m"]) == 0
+    assert calls[0][1]["text"] == bundled_text("judge")
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("margin", "value"), [("1%", 0.01), ("0.01", 0.01), (" 2.5 % ", 0.025), ("1e-3", 0.001), ("99.9%", 0.999)]
+)
+def test_a_margin_is_written_in_either_way(margin: str, value: float, stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.run.evaluate", evaluation("EQUIVALENT"))
+    assert cli.main(["evaluate", "o", "--reference", "m", "--margin", margin]) == 0
+    assert calls[0][1]["margin"] == pytest.approx(value, rel=1e-12)
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("margin", ["1", "0", "100%", "-1%", "nan", "inf%", "one", "1%%", "%", ""])
+def test_a_margin_that_is_no_share_is_refused(margin: str, stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.run.evaluate", evaluation("EQUIVALENT"))
+    assert cli.main(["evaluate", "o", "--reference", "m", f"--margin={margin}"]) == 2
+    assert "write for example 1% or 0.01" in capfd.readouterr().err
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "fail_on", "code"),
+    [
+        ("EQUIVALENT", "--fail-on degraded --fail-on inconclusive", 0),
+        ("DEGRADED", "", 0),
+        ("DEGRADED", "--fail-on degraded", 1),
+        ("DEGRADED", "--fail-on inconclusive", 0),
+        ("DEGRADED", "--fail-on degraded --fail-on inconclusive", 1),
+        ("INCONCLUSIVE", "--fail-on degraded", 0),
+        ("INCONCLUSIVE", "--fail-on inconclusive --json", 1),
+    ],
+)
+def test_the_exit_code_says_whether_the_verdict_was_asked_about(
+    verdict: Verdict, fail_on: str, code: int, stand_in: Stand, capfd: Streams
+) -> None:
+    stand_in("zeropoint.evaluation.run.evaluate", evaluation(verdict))
+    assert cli.main(["evaluate", "o", "--reference", "m", *fail_on.split()]) == code
+    streams = capfd.readouterr()
+    assert verdict in streams.out
+    assert only_progress(streams.err)
+
+
+# inspect
+
+
+def test_inspect_hands_over_what_was_given_and_shows_kinds_or_all_tensors(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.inspection.inspect", INSPECTED)
+    assert cli.main(["inspect", "o", "--headers"]) == 0
+    assert cli.main(["inspect", "o", "--reference", "m", "--all"]) == 0
+    assert calls == [
+        ((Path("o"),), {"headers": True, "reference": None}),
+        ((Path("o"),), {"headers": False, "reference": Path("m")}),
+    ]
+    kinds, _, tensors = capfd.readouterr().out.partition("total")
+    assert "up_proj" in kinds
+    assert "model.norm" not in kinds
+    assert "model.norm" in tensors
+
+
+# all of them
+
+
+COMMANDS = {
+    "quantize m -o o": ("zeropoint.pipeline.quantize", QUANTIZED),
+    "evaluate o --reference m": ("zeropoint.evaluation.run.evaluate", evaluation("DEGRADED")),
+    "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
+}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_json_is_the_result_and_nothing_else_is_on_stdout(line: str, stand_in: Stand, capfd: Streams) -> None:
+    function, result = COMMANDS[line]
+    stand_in(function, result)
+    assert cli.main([*line.split(), "--json"]) == 0
+    streams = capfd.readouterr()
+    assert msgspec.json.decode(streams.out, type=type(result)) == result
+    assert only_progress(streams.err)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_a_refusal_is_one_sentence_on_stderr(line: str, form: str, stand_in: Stand, capfd: Streams) -> None:
+    stand_in(COMMANDS[line][0], CheckpointError("m: no folder"))
+    assert cli.main([*line.split(), *form.split()]) == 2
+    streams = capfd.readouterr()
+    assert streams.out == ""
+    assert streams.err == "work 1/2, model.layers.0, 0:00 left\nzeropoint: m: no folder\n"
+
+
+@pytest.mark.parametrize("line", [*COMMANDS, "generate o -p x"])
+def test_threads_are_set_for_torch_before_and_after_it_is_imported(
+    line: str, stand_in: Stand, monkeypatch: pytest.MonkeyPatch, capfd: Streams
+) -> None:
+    import torch
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "7")
+    set_threads = Calls(None)
+    monkeypatch.setattr(torch, "set_num_threads", set_threads)
+    function, result = COMMANDS.get(line, ("zeropoint.runtime.generate.load", Model([])))
+    stand_in(function, result)
+    assert cli.main([*line.split(), "--threads", "2"]) == 0
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("2", "2")
+    assert set_threads == [((2,), {})]
+    capfd.readouterr()
+
+
+# generate
+
+
+class Model:
+    """A model that says what it is told to, and the prompt it was given."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces = pieces
+        self.asked: list[tuple[str, dict[str, object]]] = []
+        self.tokenizer = self
+
+    def stream(self, prompt: str, **options: object) -> Iterator[str]:
+        self.asked.append((prompt, options))
+        return iter(self.pieces)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+
+def test_generate_streams_the_text_of_the_model(stand_in: Stand, capfd: Streams) -> None:
+    model = Model([" Par", "is", "."])
+    calls = stand_in("zeropoint.runtime.generate.load", model)
+    assert cli.main(["generate", "o", "--prompt", "The capital is"]) == 0
+    assert calls == [((Path("o"),), {})]
+    assert capfd.readouterr().out == " Paris.\n"
+    assert model.asked == [("The capital is", {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0})]
+
+
+def test_generate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    model = Model([])
+    stand_in("zeropoint.runtime.generate.load", model)
+    line = "generate o -p x --max-tokens 5 --temperature 0.8 --top-p 0.9 --seed 3 --chat"
+    assert cli.main(line.split()) == 0
+    assert model.asked == [("<user>x", {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "seed": 3})]
+    capfd.readouterr()
+
+
+def test_generate_reads_a_long_prompt_from_stdin(
+    stand_in: Stand, capfd: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model([])
+    stand_in("zeropoint.runtime.generate.load", model)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a long\nprompt"))
+    assert cli.main(["generate", "o", "--prompt", "-"]) == 0
+    assert model.asked[0][0] == "a long\nprompt"
+    capfd.readouterr()
+
+
+def test_generate_as_json_has_the_prompt_and_the_text(stand_in: Stand, capfd: Streams) -> None:
+    stand_in("zeropoint.runtime.generate.load", Model([" Par", "is"]))
+    assert cli.main(["generate", "o", "--prompt", "x", "--chat", "--json"]) == 0
+    streams = capfd.readouterr()
+    document = json.loads(streams.out)
+    assert document.pop("elapsed_s") >= 0
+    assert document == {"prompt": "<user>x", "text": " Paris"}
+    assert streams.err == ""
