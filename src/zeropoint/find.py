@@ -35,7 +35,9 @@ def load(kind: str, name: str, *, error: type[InputError] = InputError) -> Modul
     """
     known = names(kind)
     if name not in known:
-        raise error(f"no {kind.replace('.', ' ')} is called {name!r}; there are {', '.join(known)}{nearest(name, known)}")
+        raise error(
+            f"no {kind.replace('.', ' ')} is called {name!r}; there are {', '.join(known)}{nearest(name, known)}"
+        )
     return importlib.import_module(f"zeropoint.{kind}.{name}")
 
 

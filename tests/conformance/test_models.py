@@ -50,7 +50,7 @@ VARIANTS = {
 CASES = [(name, variant) for name in find.names("models") for variant in VARIANTS.get(name, {"missing": None})]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(params=CASES, ids="-".join)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.nn.Module, Path]:
     """A random transformers model, and the folder it was saved in."""
     from transformers import AutoConfig, AutoModelForCausalLM

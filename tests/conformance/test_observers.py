@@ -31,18 +31,18 @@ def tokens(count: int, cols: int, kind: str, seed: int) -> Tensor:
     return x * {"zero": 0.0, "tiny": 1e-12}.get(kind, 1.0)
 
 
-def observer(name: str) -> Any:  # noqa: ANN401 - the contract is what is tested
+def observer(name: str) -> Any:
     return find.load("observe", name).Observer()
 
 
-def seen(name: str, *batches: Tensor) -> Any:  # noqa: ANN401
+def seen(name: str, *batches: Tensor) -> Any:
     one = observer(name)
     for batch in batches:
         one.update(batch)
     return one
 
 
-def assert_same(one: Any, other: Any, tolerance: float = 1e-5) -> None:  # noqa: ANN401
+def assert_same(one: Any, other: Any, tolerance: float = 1e-5) -> None:
     """Equal but for the rounding of float32 sums, relative to the largest number of each field."""
     assert type(one) is type(other)
     for field in dataclasses.fields(one):
@@ -69,7 +69,7 @@ def test_split_batches_and_merges_in_any_order_are_one_batch(
     kind: str,
     bfloat16: bool,
     seed: int,
-    order: Any,  # noqa: ANN401
+    order: Any,
 ) -> None:
     x = tokens(sum(lengths), cols, kind, seed)
     x = x.bfloat16() if bfloat16 else x
@@ -145,7 +145,7 @@ def test_a_result_does_not_change_when_more_is_seen_and_the_input_is_left_alone(
 
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_memory_does_not_grow_with_the_number_of_batches(name: str) -> None:
-    def held_bytes(one: Any) -> int:  # noqa: ANN401
+    def held_bytes(one: Any) -> int:
         return sum(v.untyped_storage().nbytes() for v in vars(one).values() if isinstance(v, Tensor))
 
     one = seen(name, tokens(50, 8, "normal", 0))

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from unit.rounding.test_gptq import correlated
 
+from unit.rounding.test_gptq import correlated
 from zeropoint import find
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.rounding.ladder import Rounded, round_weight

@@ -1,4 +1,4 @@
-"""GPTQ as the paper writes it: equations 2 and 3 of arXiv:2210.17323, float64, one column and one full inverse at a time."""
+"""GPTQ as the paper writes it: equations 2 and 3 of arXiv:2210.17323, in float64, one column at a time."""
 
 from __future__ import annotations
 

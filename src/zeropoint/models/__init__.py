@@ -1,7 +1,7 @@
 """Stage 2, MODEL: one file per `model_type`, written once against the `Ops` protocol, run by torch or by our kernels.
 
-    model = load_model(checkpoint.config)      # models/llama.py for "model_type": "llama"
-    model.embed(...), model.flow, model.head(...)
+model = load_model(checkpoint.config)      # models/llama.py for "model_type": "llama"
+model.embed(...), model.flow, model.head(...)
 """
 
 from __future__ import annotations

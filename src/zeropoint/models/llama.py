@@ -27,7 +27,9 @@ def attention_input(block: Block, state: State) -> Array:
 def attend(block: Block, state: State, outputs: tuple[Array, ...]) -> State:
     config, ops = block.config, block.ops
     start = state.past.length if state.past is not None else 0
-    q, k, v = (ops.split_heads(x, n) for x, n in zip(outputs, (config.heads, config.kv_heads, config.kv_heads), strict=True))
+    q, k, v = (
+        ops.split_heads(x, n) for x, n in zip(outputs, (config.heads, config.kv_heads, config.kv_heads), strict=True)
+    )
     q, k = ops.rope(q, config.rope, start), ops.rope(k, config.rope, start)
     return replace(state, y=ops.attention(q, k, v, state.past))
 
@@ -90,7 +92,9 @@ def read_config(config: Mapping[str, Any]) -> Config:
     wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     for key in wanted:
         if not isinstance(config.get(key), int) or config[key] < 1:
-            raise ArchitectureError(f"config.json: {key} is {config.get(key)!r}; a Llama model needs a positive integer there")
+            raise ArchitectureError(
+                f"config.json: {key} is {config.get(key)!r}; a Llama model needs a positive integer there"
+            )
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -101,7 +105,9 @@ def read_config(config: Mapping[str, Any]) -> Config:
         )
     activation = config.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
-        raise ArchitectureError(f"config.json: hidden_act {activation!r} is not known; known are {', '.join(ACTIVATIONS)}")
+        raise ArchitectureError(
+            f"config.json: hidden_act {activation!r} is not known; known are {', '.join(ACTIVATIONS)}"
+        )
     return Config(
         model_type=str(config["model_type"]),
         hidden_size=config["hidden_size"],

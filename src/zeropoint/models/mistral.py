@@ -23,6 +23,6 @@ class Model(llama.Model):
         window = config.get("sliding_window", 4096)
         if window is not None and window < config.get("max_position_embeddings", 4096 * 32):
             raise ArchitectureError(
-                f"config.json: sliding_window is {window}; Mistral is covered without a window only (sliding_window: null)"
+                f"config.json: sliding_window is {window}; Mistral is covered without one only (sliding_window: null)"
             )
         return super().from_config(config)

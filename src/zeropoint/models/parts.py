@@ -1,6 +1,6 @@
 """What every decoder is built of: the `Ops` it is written against, and the stages its blocks run through.
 
-A block is a sequence of stages. A stage is a set of linears that read the same input, with the arithmetic on both sides:
+A block is a sequence of stages. A stage is a set of linears that read the same input, and the arithmetic around them:
 
     state --enter--> input (batch, time, cols) --linears--> outputs --leave--> state
 
@@ -53,7 +53,7 @@ class Ops(Protocol):
         """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ..."""
 
     def attention(self, q: Array, k: Array, v: Array, past: Any) -> Array:
-        """Return causal attention (batch, time, heads * head_dim); k and v may have fewer heads, each shared by a group.
+        """Return causal attention (batch, time, heads * head_dim); k and v may have fewer heads, shared by groups.
 
         With `past`, a LayerCache of these ops or None, k and v are appended to it and attention runs over all it holds.
         """
@@ -96,7 +96,7 @@ Flow = tuple[Stage, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a decoder, as its file in models/ read them from config.json. head_dim in features, the rest counts."""
+    """The numbers of a decoder, as its file in models/ read them from config.json. head_dim: features of one head."""
 
     model_type: str
     hidden_size: int

@@ -40,9 +40,13 @@ class Rope:
         found = config.get("rope_parameters") or config.get("rope_scaling") or {}
         rope_type = str(found.get("rope_type", found.get("type", "default")))
         if rope_type not in ROPE_TYPES:
-            raise ArchitectureError(f"config.json: rope type {rope_type!r} is not known; known are {', '.join(ROPE_TYPES)}")
+            raise ArchitectureError(
+                f"config.json: rope type {rope_type!r} is not known; known are {', '.join(ROPE_TYPES)}"
+            )
         if float(config.get("partial_rotary_factor") or found.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise ArchitectureError("config.json: partial_rotary_factor other than 1 is not covered by this architecture")
+            raise ArchitectureError(
+                "config.json: partial_rotary_factor other than 1 is not covered by this architecture"
+            )
         wanted = {
             "default": (),
             "linear": ("factor",),

@@ -50,9 +50,7 @@ def weaker(options: Options) -> Iterator[tuple[str, Options]]:
         yield "without act-order", msgspec.structs.replace(options, damping=options.damping * 1000, act_order=False)
 
 
-def quantize(
-    weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[str, Stats], options: Options
-) -> QTensor:
+def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[str, Stats], options: Options) -> QTensor:
     """Return the codes of `weight` that keep the layer's output near the float one.
 
     weight: float32 (rows, cols), finite. stats["second_moment"]: of the input, matrix float32 (cols, cols).

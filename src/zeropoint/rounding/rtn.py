@@ -22,9 +22,7 @@ def weaker(options: Options) -> Iterator[tuple[str, Options]]:
     return iter(())
 
 
-def quantize(
-    weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[str, Stats], options: Options
-) -> QTensor:
+def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[str, Stats], options: Options) -> QTensor:
     """Return the codes nearest to the weight.
 
     weight: float32 (rows, cols), finite.

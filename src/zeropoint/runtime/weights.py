@@ -58,11 +58,13 @@ class Weights:
         return self.checkpoint.read(f"{name}.weight").float()
 
     def restored_linear(self, name: str) -> Tensor:
-        """Return the float32 values (rows, cols) that the weight of the linear `name`, float or quantized, stands for."""
+        """Return the float32 values (rows, cols) of the linear `name`; of a quantized one what its codes stand for."""
         from zeropoint.qparams.affine import dequantize
 
         weight = self.linear(name)
-        return dequantize(weight.codes, weight.qparams, weight.scheme) if isinstance(weight, QTensor) else weight.float()
+        return (
+            dequantize(weight.codes, weight.qparams, weight.scheme) if isinstance(weight, QTensor) else weight.float()
+        )
 
     def embed(self, ops: Ops, tokens: Tensor, batch: int) -> Iterator[Tensor]:
         """Yield the embedded windows, `batch` at a time: float32 (batch, length, hidden).
@@ -83,7 +85,10 @@ class Weights:
     def head(self, ops: Ops) -> dict[str, Any]:
         """Return what `Model.head` needs: the last norm, and the head prepared for `ops` (the embedding when tied)."""
         table, norm, *head = self.model.outer_tensors()
-        return {norm: self.checkpoint.read(norm), "lm_head.weight": ops.prepare(self.checkpoint.read((head or [table])[0]))}
+        return {
+            norm: self.checkpoint.read(norm),
+            "lm_head.weight": ops.prepare(self.checkpoint.read((head or [table])[0])),
+        }
 
     def skipped(self) -> tuple[str, ...]:
         """Return the names of tensors in the checkpoint that the architecture does not use, sorted."""
@@ -103,7 +108,7 @@ class Weights:
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise CheckpointError(
-                f"{self.checkpoint.path}: a {self.model.config.model_type} model needs the tensor {', '.join(missing[:3])}{more}, "
+                f"{self.checkpoint.path}: a {self.model.config.model_type} model needs {', '.join(missing[:3])}{more}, "
                 "which is not there; the download may be incomplete, or config.json belongs to another model"
             )
 
@@ -113,5 +118,7 @@ def _format_of(quantization: Mapping[str, Any]) -> Any:
     name = method.replace("-", "_")
     if name not in find.names("formats"):
         known = ", ".join(n.replace("_", "-") for n in find.names("formats"))
-        raise CheckpointError(f"config.json: the model is quantized as {method!r}; the formats that can be read are {known}")
+        raise CheckpointError(
+            f"config.json: the model is quantized as {method!r}; the formats that can be read are {known}"
+        )
     return find.load("formats", name)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_llama
 
+from tiny import make_llama
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import NonFiniteError
 from zeropoint.models.parts import State

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference.gptq import gptq as reference_gptq
 from torch import Tensor
 
+from reference.gptq import gptq as reference_gptq
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.grouping import expand
 from zeropoint.rounding import RoundingError, gptq
@@ -76,7 +76,7 @@ def test_a_dead_column_is_rounded_to_nearest_and_changes_no_other() -> None:
         w[:, kept],
         got.qparams,
         scheme,
-        {"second_moment": SecondMoment(dead[kept][:, kept] , 400)},
+        {"second_moment": SecondMoment(dead[kept][:, kept], 400)},
         gptq.Options(damping=0.01 * 39 / 40),  # the same lambda: the dead column's 0 counts in the mean
     )
     assert torch.equal(got.codes[:, kept], without.codes)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import torch
-from unit.rounding.test_gptq import correlated, weight
 
+from unit.rounding.test_gptq import correlated, weight
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.rounding import gptq
 from zeropoint.rounding.ladder import Rounded, round_weight

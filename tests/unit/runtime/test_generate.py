@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_llama
 
+from tiny import make_llama
 from zeropoint.checkpoint.tokenizer import Tokenizer
 from zeropoint.errors import InputError
 from zeropoint.runtime.generate import LanguageModel, Pieces
