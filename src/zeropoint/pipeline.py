@@ -43,7 +43,7 @@ from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
 from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Scheme, SecondMoment, Stats
+from zeropoint.types import Scheme, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
@@ -186,14 +186,14 @@ def _a_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 def _quantize_layer(name: str, weights: Weights, plan: LayerPlan, stats: Mapping[str, Stats]) -> _Layer:
     weight = weights.float_linear(name)
-    moment = stats.get("second_moment")
-    importance = moment.matrix.diagonal() if isinstance(moment, SecondMoment) and moment.count else None
+    rounding = find.load("rounding", plan.rounding.method)
+    rounding_options = plan.rounding.load_options("rounding")
     range_options = plan.range.load_options("qparams.ranges")
+    importance = rounding.importance(stats, rounding_options)
     try:
         qparams = choose_qparams(weight, plan.scheme, plan.range.method, range_options, importance)
     except (NonFiniteError, SchemeError) as error:
         raise type(error)(f"{name}.weight: {error}") from error
-    rounding_options = plan.rounding.load_options("rounding")
     rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
     return _Layer(name, rounded, _row(name, weight, plan, rounded, measured=importance is not None))
 

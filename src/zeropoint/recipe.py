@@ -64,7 +64,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     samples: _Count = 128
     length: _Count = 512
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
-    batch: _Count = 8
+    batch: _Count = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -1,14 +1,14 @@
 """The activations of a set of texts between two stages of the walk: in memory up to a limit, on disk past it.
 
-One slot holds one batch. What a slot holds is exactly what lives between two stages: the residual stream and, in the
-middle of a block, the branch.
+One slot holds one batch: exactly what lives between two stages, the residual stream and, in the middle of a block, the
+branch. The residual stream of a slot in memory stays in the same buffer for the whole walk: a new one for each block,
+among the branches that come and go, broke the heap into holes, and the process grew from block to block (docs/log.md).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,15 +18,6 @@ import torch
 from torch import Tensor
 
 from zeropoint.models.parts import State
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A state in memory, or the files that hold its tensors."""
-
-    state: State | None
-    files: tuple[Path | None, Path | None] = (None, None)
-    size_bytes: int = 0
 
 
 class Activations:
@@ -41,7 +32,6 @@ class Activations:
         self._folder = folder
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         self._slots: list[_Slot] = []
-        self._held_bytes = 0
         self.most_spilled_bytes = 0
         """The most bytes that were on disk at any time."""
 
@@ -49,8 +39,8 @@ class Activations:
         return len(self._slots)
 
     def __iter__(self) -> Iterator[State]:
-        """Yield the states in the order of the batches."""
-        return (self._load(slot) for slot in self._slots)
+        """Yield the states in the order of the batches; each holds until the next `map`."""
+        return (slot.load() for slot in self._slots)
 
     def __enter__(self) -> Self:
         return self
@@ -65,41 +55,69 @@ class Activations:
     def extend(self, inputs: Iterable[Tensor]) -> None:
         """Append one slot for each residual stream (batch, time, hidden)."""
         for x in inputs:
-            self._slots.append(self._store(State(x), len(self._slots)))
+            self._slots.append(_Slot())
+            self._store(State(x), len(self._slots) - 1)
 
     def map(self, step: Callable[[State], State]) -> None:
         """Replace every state by step(state), batch by batch."""
         for index, slot in enumerate(self._slots):
-            state = self._load(slot)
-            if slot.state is not None:
-                self._held_bytes -= slot.size_bytes
-            self._slots[index] = _Slot(None)  # the old state is free before the new one is made
-            del slot
-            self._slots[index] = self._store(step(state), index)
+            self._store(step(slot.load()), index)
 
-    def _store(self, state: State, index: int) -> _Slot:
-        size_bytes = sum(t.numel() * t.element_size() for t in (state.x, state.y) if t is not None)
-        if self._held_bytes + size_bytes <= self._limit_bytes:
-            self._held_bytes += size_bytes
-            return _Slot(state, size_bytes=size_bytes)
+    def _store(self, state: State, index: int) -> None:
+        slot = self._slots[index]
+        others = sum(other.held_bytes for other in self._slots) - slot.held_bytes
+        if others + _bytes(state.x) + _bytes(state.y) <= self._limit_bytes:
+            slot.hold(state)
+            return
         if self._spill is None:
             self._spill = tempfile.TemporaryDirectory(prefix="zeropoint-activations-", dir=self._folder)
-        files = tuple(self._save(t, f"{index}-{part}.npy") for part, t in (("x", state.x), ("y", state.y)))
-        spilled = _Slot(None, (files[0], files[1]), size_bytes)
-        on_disk = size_bytes + sum(slot.size_bytes for slot in self._slots if slot.state is None)
-        self.most_spilled_bytes = max(self.most_spilled_bytes, on_disk)
-        return spilled
+        slot.write(state, Path(self._spill.name) / str(index))
+        self.most_spilled_bytes = max(self.most_spilled_bytes, sum(other.file_bytes for other in self._slots))
 
-    def _save(self, tensor: Tensor | None, name: str) -> Path | None:
-        if tensor is None or self._spill is None:
-            return None
-        path = Path(self._spill.name) / name
-        np.save(path, tensor.numpy())
-        return path
 
-    @staticmethod
-    def _load(slot: _Slot) -> State:
-        if slot.state is not None:
-            return slot.state
-        x, y = (None if file is None else torch.from_numpy(np.load(file)) for file in slot.files)
+class _Slot:
+    """One state, in memory or in files."""
+
+    def __init__(self) -> None:
+        self._x: Tensor | None = None
+        self._y: Tensor | None = None
+        self._files: tuple[Path | None, Path | None] | None = None
+        self.file_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return _bytes(self._x) + _bytes(self._y)
+
+    def load(self) -> State:
+        if self._files is None:
+            return State(self._x, self._y)
+        x, y = (None if file is None else torch.from_numpy(np.load(file)) for file in self._files)
         return State(x, y)
+
+    def hold(self, state: State) -> None:
+        if self._x is None:
+            self._x = state.x
+        elif state.x is not self._x:
+            self._x.copy_(state.x)
+        self._y = state.y
+        self._files, self.file_bytes = None, 0
+
+    def write(self, state: State, stem: Path) -> None:
+        """Save the state as STEM-x.npy and STEM-y.npy, and free the buffers."""
+        self._files = (
+            _save(state.x, stem.with_name(f"{stem.name}-x.npy")),
+            _save(state.y, stem.with_name(f"{stem.name}-y.npy")),
+        )
+        self.file_bytes = _bytes(state.x) + _bytes(state.y)
+        self._x = self._y = None
+
+
+def _save(tensor: Tensor | None, file: Path) -> Path | None:
+    if tensor is None:
+        return None
+    np.save(file, tensor.numpy())
+    return file
+
+
+def _bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()

@@ -1,11 +1,16 @@
 """GPTQ: round column by column, and let the columns still to come make up for the error of each.
 
 With the second moment H = mean(x x^T) of the layer's input, rounding column j of W leaves the error
-e = (w_j - q_j) / U_jj, and the best change of the columns not yet rounded is -e U_j,: , where U is the upper Cholesky
-factor of the inverse of H + lambda I. Columns go in order of decreasing H_jj (act-order), because the first ones have
-the most columns left to help them. The groups' scales are fixed beforehand ("static groups"), so the file keeps its
-columns in place and needs no index. Work is done in blocks of columns: inside a block one column at a time, and once
-per block one matrix product that carries the block's errors to all later columns.
+e = (w_j - q_j) / U_jj, and the best change of the columns not yet rounded is -e U_j,: , where U is upper triangular
+with U^T U = (H + lambda I)^-1. Columns go in order of decreasing H_jj (act-order), because the first ones have the most
+columns left to help them. The groups' scales are fixed beforehand ("static groups"), so the file keeps its columns in
+place and needs no index. Work is done in blocks of columns: inside a block one column at a time, and once per block
+one matrix product that carries the block's errors to all later columns.
+
+U comes from one Cholesky factorization instead of the paper's two and an inverse: with the columns in reverse,
+H + lambda I = R R^T with R upper triangular, and U = R^-1. R_jj^2 = 1 / U_jj^2 is the part of a column's second moment
+that the later columns cannot make up for. The error of the layer is the sum of R_jj^2 (w_j - q_j)^2 over the rounding
+errors as they arise, so this, not H_jj, is what the search for the scales weighs with; docs/log.md has what it gains.
 
 Symbols of the paper: H second moment, U Cholesky factor, lambda damping.
 Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1 and section 3.3.
@@ -50,6 +55,25 @@ def weaker(options: Options) -> Iterator[tuple[str, Options]]:
         yield "without act-order", msgspec.structs.replace(options, damping=options.damping * 1000, act_order=False)
 
 
+def importance(stats: Mapping[str, Stats], options: Options) -> Tensor | None:
+    """Return what a squared rounding error of each column costs the layer: R_jj^2, float32 (cols,), 0 where H_jj is 0.
+
+    None if no token was seen; H_jj if H is not positive definite, as for rounding to nearest.
+    """
+    moment = stats["second_moment"]
+    assert isinstance(moment, SecondMoment)
+    if moment.count == 0:
+        return None
+    order = _column_order(moment.matrix, act_order=options.act_order)
+    try:
+        root = _reversed_root(moment.matrix[order][:, order], options.damping)
+    except RoundingError:
+        return moment.matrix.diagonal()
+    cost = torch.empty(len(order))
+    cost[order] = root.diagonal().square()
+    return cost.where(moment.matrix.diagonal() > 0, 0.0)
+
+
 def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[str, Stats], options: Options) -> QTensor:
     """Return the codes of `weight` that keep the layer's output near the float one.
 
@@ -61,7 +85,8 @@ def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[st
     if moment.count == 0:
         raise RoundingError("no calibration token reached it")
     order = _column_order(moment.matrix, act_order=options.act_order)
-    factor = inverse_factor(moment.matrix[order][:, order], options.damping)
+    root = _reversed_root(moment.matrix[order][:, order], options.damping)
+    factor = torch.linalg.solve_triangular(root, torch.eye(len(root)), upper=True)
     codes = torch.empty(weight.shape, dtype=torch.int8)
     codes[:, order] = _round_columns(weight[:, order], order, factor, qparams, scheme, options.block).to(torch.int8)
     return QTensor(codes, qparams, scheme)
@@ -74,8 +99,8 @@ def _column_order(second_moment: Tensor, *, act_order: bool) -> Tensor:
     return torch.arange(len(diagonal))
 
 
-def inverse_factor(second_moment: Tensor, damping: float) -> Tensor:
-    """Return U, upper triangular, with U^T U = (H + lambda I)^-1: float32 (cols, cols).
+def _reversed_root(second_moment: Tensor, damping: float) -> Tensor:
+    """Return R, upper triangular, with R R^T = H + lambda I: float32 (cols, cols).
 
     A dead column (H_jj = 0) gets H_jj = 1: it is rounded to nearest and neither gives nor takes corrections.
     Raises: RoundingError if the damped H is not positive definite.
@@ -85,13 +110,12 @@ def inverse_factor(second_moment: Tensor, damping: float) -> Tensor:
     dead = diagonal == 0
     diagonal.add_(damping * float(diagonal.mean()))
     diagonal[dead] = 1.0
-    lower, info = torch.linalg.cholesky_ex(H)
-    if not int(info):
-        upper, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    if int(info) or not bool(torch.isfinite(upper.diagonal()).all()):
+    lower, info = torch.linalg.cholesky_ex(H.flip(0, 1))
+    root: Tensor = lower.flip(0, 1)
+    smallest = float(root.diagonal().min())
+    if int(info) or not (0 < smallest < float("inf")):
         raise RoundingError(f"H is not positive definite with damping {damping:g}")
-    factor: Tensor = upper
-    return factor
+    return root
 
 
 def _round_columns(

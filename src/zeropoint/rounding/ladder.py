@@ -18,7 +18,7 @@ from zeropoint import find
 from zeropoint.errors import RecipeError
 from zeropoint.qparams.affine import dequantize
 from zeropoint.rounding import RoundingError, rtn
-from zeropoint.rounding.objective import relative_output_error
+from zeropoint.rounding.objective import output_error, relative_output_error
 from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
 
 
@@ -46,7 +46,8 @@ def round_weight(
     moment = stats.get("second_moment")
     seen = moment.matrix if isinstance(moment, SecondMoment) and moment.count else None
     nearest = rtn.quantize(weight, qparams, scheme, stats, rtn.Options())
-    nearest_error = relative_output_error(weight, _restore(nearest), seen)
+    total = output_error(weight, seen)
+    nearest_error = relative_output_error(weight, _restore(nearest), seen, total=total)
     if method == "rtn":
         return Rounded(nearest, "rtn", None, nearest_error)
     failures: list[str] = []
@@ -57,7 +58,7 @@ def round_weight(
         except RoundingError as failure:
             failures.append(str(failure))
             continue
-        error = relative_output_error(weight, _restore(found), seen)
+        error = relative_output_error(weight, _restore(found), seen, total=total)
         if error > nearest_error:
             failures.append(f"{method} error {error:.3g} is above rounding to nearest's {nearest_error:.3g}")
             break

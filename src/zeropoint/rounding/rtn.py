@@ -8,13 +8,19 @@ import msgspec
 from torch import Tensor
 
 from zeropoint.qparams.affine import quantize as quantize_affine
-from zeropoint.types import QParams, QTensor, Scheme, Stats
+from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
 
 NEEDS: tuple[str, ...] = ()
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rounding to nearest has no knobs."""
+
+
+def importance(stats: Mapping[str, Stats], options: Options) -> Tensor | None:
+    """Return what a squared error of each column costs the layer: H_jj, float32 (cols,); None without statistics."""
+    moment = stats.get("second_moment")
+    return moment.matrix.diagonal() if isinstance(moment, SecondMoment) and moment.count else None
 
 
 def weaker(options: Options) -> Iterator[tuple[str, Options]]:

@@ -47,6 +47,30 @@ def test_a_batch_longer_than_a_chunk_is_summed_in_chunks(monkeypatch: pytest.Mon
     assert whole.result().count == parts.result().count == 100
 
 
+@pytest.mark.parametrize("cols", [1, 5, 15, 16, 17, 50])
+def test_panels_of_rows_cover_the_whole_matrix(cols: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_moment, "_PANEL", 16)
+    x, observer = torch.randn(40, cols, generator=torch.Generator().manual_seed(0)), Observer()
+    observer.update(x)
+    assert torch.allclose(observer.result().matrix, x.T @ x / 40, atol=1e-5)
+    assert torch.equal(observer.result().matrix, observer.result().matrix.T)
+
+
+@pytest.mark.parametrize("cols", [192, 577])
+def test_the_number_of_threads_does_not_change_a_bit(cols: int) -> None:
+    x, before, found = tokens(1024, cols), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            observer = Observer()
+            observer.update(x)
+            found.append(observer.result().matrix)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_the_diagonal_is_the_mean_square_of_each_column() -> None:
     x, observer = tokens(64, 5), Observer()
     observer.update(x)

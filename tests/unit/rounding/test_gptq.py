@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reference.gptq import gptq as reference_gptq
 from zeropoint.qparams.choose import choose_qparams
+from zeropoint.qparams.from_range import from_range
 from zeropoint.qparams.grouping import expand
 from zeropoint.rounding import RoundingError, gptq
 from zeropoint.rounding.objective import output_error
@@ -109,3 +110,41 @@ def test_no_tokens_and_an_indefinite_moment_are_refused_with_the_reason() -> Non
     with pytest.raises(RoundingError, match=r"not positive definite with damping 0\.01"):
         run(weight(4, 32), SecondMoment(indefinite, 10), scheme)
     run(weight(4, 32), SecondMoment(indefinite, 10), scheme, gptq.Options(damping=2.0))  # enough damping mends it
+
+
+def test_the_error_is_the_sum_of_each_columns_rounding_error_times_its_importance() -> None:
+    # hardly any damping, and a range so wide that nothing is clipped: what is left is uniform in half a step
+    scheme = Scheme(bits=8, granularity="channel", group_size=None, scale_dtype="float32")
+    w, moment = weight(200, 48), correlated(48)
+    options = gptq.Options(damping=1e-9)
+    qparams = from_range(3 * w.amin(1, keepdim=True), 3 * w.amax(1, keepdim=True), scheme)
+    got = gptq.quantize(w, qparams, scheme, {"second_moment": moment}, options)
+    cost = gptq.importance({"second_moment": moment}, options)
+    assert cost is not None
+    uniform = qparams.scale.square().sum() / 12
+    expected = float(uniform * cost.sum())
+    assert output_error(restore(got) - w, moment.matrix) == pytest.approx(expected, rel=0.05)
+
+
+def test_importance_is_what_later_columns_cannot_explain() -> None:
+    moment = correlated(24)
+    cost = gptq.importance({"second_moment": moment}, gptq.Options(damping=1e-9))
+    assert cost is not None
+    H = moment.matrix.double()
+    order = torch.argsort(H.diagonal(), descending=True)
+    for place, j in enumerate(order):
+        later = order[place + 1 :]
+        explained = H[j, later] @ torch.linalg.solve(H[later][:, later], H[later, j]) if len(later) else 0.0
+        assert float(cost[j]) == pytest.approx(float(H[j, j] - explained), rel=1e-3)
+
+
+def test_importance_without_tokens_or_definiteness_is_none_or_the_diagonal() -> None:
+    assert gptq.importance({"second_moment": SecondMoment(torch.zeros(3, 3), 0)}, gptq.Options()) is None
+    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    cost = gptq.importance({"second_moment": SecondMoment(indefinite, 5)}, gptq.Options())
+    assert cost is not None
+    assert torch.equal(cost, torch.ones(2))
+    dead = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    cost = gptq.importance({"second_moment": SecondMoment(dead, 5)}, gptq.Options())
+    assert cost is not None
+    assert float(cost[1]) == 0

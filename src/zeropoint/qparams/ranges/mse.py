@@ -55,8 +55,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p: the power of the error; 2 is the mean square. Of a histogram, only p is used: it is searched further down.
     """
 
-    grid: Annotated[int, Meta(ge=1, le=10_000)] = 100
-    maxshrink: Annotated[float, Meta(ge=0, lt=1)] = 0.8
+    grid: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    maxshrink: Annotated[float, Meta(ge=0, lt=1)] = 0.6
     p: Annotated[float, Meta(gt=0, le=16)] = 2.0
 
 

@@ -170,6 +170,27 @@ def test_groups_without_importance_keep_min_max_and_an_empty_column_is_clipped_f
     assert bool((high[:, 0] < 20).all())
 
 
+@pytest.mark.parametrize("power", [-90, 90])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_squares_that_float32_could_not_hold_change_nothing(power: int, symmetric: bool) -> None:
+    scheme, weight = Scheme(3, symmetric, "group", 16), normal(4, 32)
+    low, high = mse.from_values(split(weight, scheme), scheme, mse.Options())
+    far = mse.from_values(split(weight * 2.0**power, scheme), scheme, mse.Options())
+    assert torch.equal(far[0], low * 2.0**power)
+    assert torch.equal(far[1], high * 2.0**power)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_each_end_is_cut_alone_when_only_one_of_them_is_long(sign: float) -> None:
+    weight = sign * torch.cat([torch.tensor([-40.0]), torch.arange(16.0)])[None]  # 16 values for 16 codes, and one more
+    importance = torch.cat([torch.zeros(1), torch.ones(16)])[None]
+    scheme = Scheme(4, False, "channel")
+    low, high = mse.from_values(split(weight, scheme), scheme, mse.Options(grid=100, maxshrink=0.99), importance)
+    short, long = (low, high) if sign > 0 else (-high, -low)
+    assert short.item() > -3
+    assert long.item() > 12
+
+
 def test_only_the_ratios_of_the_importance_count() -> None:
     scheme, weight, importance = Scheme(3, True, "group", 8), heavy(4, 16), heavy(2, 8, seed=1).square()
     one = mse.from_values(split(weight, scheme), scheme, mse.Options(), importance)
