@@ -25,7 +25,7 @@ OUTPUT = Path(".out/SmolLM2-135M-w4a16")
 
 STEPS = (
     ("quantize", MODEL, "--output", OUTPUT, "--recipe", "w4a16", "--overwrite"),
-    ("evaluate", OUTPUT, "--reference", MODEL),
+    ("evaluate", OUTPUT, "--reference", MODEL, "--max-windows", "64"),
     ("generate", OUTPUT, "--chat", "--prompt", "What is the capital of France?", "--max-tokens", "40"),
 )
 

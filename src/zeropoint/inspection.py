@@ -8,7 +8,7 @@ from typing import Any
 
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import InputError
-from zeropoint.evaluation.results import Inspection, TensorRow
+from zeropoint.evaluation.results import RECORD, Inspection, QuantizeResult, TensorRow
 from zeropoint.evaluation.size import linear_shape, measure_size, part_of, stored_bytes
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
@@ -24,7 +24,8 @@ def inspect(
     """Return a row for every weight of a checkpoint, in the order of the model.
 
     headers: read no weight and import no torch; the rows have no outlier ratio then. reference: the model that this one
-    was made from; adds the errors of the weights.
+    was made from; adds the errors of the weights. Without it, those of the linears come from the record that zeropoint
+    left beside the weights, if there is one.
     Raises: InputError, by one of its subclasses, if a checkpoint cannot be read, or the two have different weights.
     """
     weights = Weights(open_checkpoint(path))
@@ -32,15 +33,19 @@ def inspect(
     rows = list(_header_rows(weights))
     if original is not None:
         _require_same(rows, list(_header_rows(original)), path, reference)
+    record = _record(weights) if original is None else None
+    if record is not None:
+        rows = [_recorded(row, record) for row in rows]
     if not headers:
         for done, row in enumerate(rows):
             rows[done] = _measured(row, weights, original)
             if progress is not None:
                 progress(Progress("inspect", done + 1, len(rows), row.name))
     tensors = weights.checkpoint.tensors
+    against = f"{record.model}, as recorded" if record is not None else reference
     return Inspection(
         path=str(path),
-        reference=None if reference is None else str(reference),
+        reference=None if against is None else str(against),
         model_type=weights.model.config.model_type,
         tensors=tuple(rows),
         size=measure_size(tensors, weights.schemes, file_bytes=stored_bytes(tensors)),
@@ -77,6 +82,22 @@ def _header_rows(weights: Weights) -> Iterator[TensorRow]:
             stored=info.dtype,
             size_bytes=info.size_bytes,
         )
+
+
+def _record(weights: Weights) -> QuantizeResult | None:
+    """Return the record of the run that made the checkpoint; None if there is none, as beside a float model."""
+    file = weights.checkpoint.path / RECORD
+    return QuantizeResult.load(file) if file.is_file() else None
+
+
+def _recorded(row: TensorRow, record: QuantizeResult) -> TensorRow:
+    """Return the row with the errors that were measured when the layer was quantized."""
+    import msgspec
+
+    for layer in record.layers:
+        if layer.name == row.name:
+            return msgspec.structs.replace(row, sqnr_db=layer.sqnr_db, cosine=layer.cosine)
+    return row
 
 
 def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> TensorRow:

@@ -488,7 +488,7 @@ def test_the_record_spells_out_every_value() -> None:
         'scale_dtype = "bfloat16"\n\n'
         '[range]\nmethod = "mse"\n\n[rounding]\nmethod = "gptq"\n\n'
         '[[rules]]\nlayers = ["*.q_proj"]\nweights = { bits = 8 }\n\n'
-        '[calibration]\nsamples = 128\nlength = 512\nseed = 0\nbatch = 8\ndtype = "float32"\n'
+        '[calibration]\nsamples = 128\nlength = 512\nseed = 0\nbatch = 4\ndtype = "float32"\n'
     )
 
 

@@ -21,10 +21,10 @@ from zeropoint.cli.options import example, json_option, threads_option
     metavar="MODEL",
     help="The model PATH was made from: adds the error of every layer.",
 )
-@click.option("--all", "all_rows", is_flag=True, help="Every tensor, norms and embeddings too, and every layer.")
+@click.option("--by-kind", is_flag=True, help="One line for all layers of a kind: lowest, median and highest.")
 @threads_option
 @json_option
-def command(*, path: Path, headers: bool, reference: Path | None, all_rows: bool, as_json: bool) -> None:
+def command(*, path: Path, headers: bool, reference: Path | None, by_kind: bool, as_json: bool) -> None:
     """Show the layers of PATH, a folder or a .gguf file, float or quantized."""
     if headers and reference is not None:
         raise click.UsageError("--headers reads no weights and --reference compares them; leave one of them out.")
@@ -37,4 +37,4 @@ def command(*, path: Path, headers: bool, reference: Path | None, all_rows: bool
         return
     from zeropoint.report.terminal import inspected
 
-    console.show(inspected(result, all_rows=all_rows))
+    console.show(inspected(result, all_rows=not by_kind))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
 from zeropoint.checkpoint.reader import Checkpoint
@@ -13,6 +11,9 @@ from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
 from zeropoint.models.parts import Block, Model, Ops, linear_names
 from zeropoint.types import QTensor, Scheme
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Weights:

@@ -212,8 +212,8 @@ def test_the_exit_code_says_whether_the_verdict_was_asked_about(
 
 def test_inspect_hands_over_what_was_given_and_shows_kinds_or_all_tensors(stand_in: Stand, capfd: Streams) -> None:
     calls = stand_in("zeropoint.inspection.inspect", INSPECTED)
-    assert cli.main(["inspect", "o", "--headers"]) == 0
-    assert cli.main(["inspect", "o", "--reference", "m", "--all"]) == 0
+    assert cli.main(["inspect", "o", "--headers", "--by-kind"]) == 0
+    assert cli.main(["inspect", "o", "--reference", "m"]) == 0
     assert calls == [
         ((Path("o"),), {"headers": True, "reference": None}),
         ((Path("o"),), {"headers": False, "reference": Path("m")}),
