@@ -66,7 +66,7 @@ def table_row(result: dict[str, Any]) -> str:
     made, judged = result["quantize"], result["evaluate"]
     low, high = judged["kl_interval95"]
     return (
-        f"{result['row']:14} {made['bits_per_weight']:6.3f} {judged['kl_mean']:7.4f} [{low:7.4f}, {high:7.4f}] "
+        f"{result['row']:14} {made['size']['bits_per_weight']:6.3f} {judged['kl_mean']:7.4f} [{low:7.4f}, {high:7.4f}] "
         f"x{judged['perplexity_ratio']:6.4f} {judged['top1_agreement']:6.1%} {made['elapsed_s']:7.0f} "
         f"{made['peak_memory_bytes'] / 1e6:7.0f}"
     )
