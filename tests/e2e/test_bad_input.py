@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +150,15 @@ def test_an_output_that_exists_is_refused_and_left_as_it_is(model: Path, tmp_pat
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
     assert [f.name for f in output.iterdir()] == ["precious.txt"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    limit = f"ulimit -f 40; exec {sys.executable} -m zeropoint quantize {model} -o {tmp_path / 'out'} --json"  # 40 KiB
+    done = subprocess.run(["bash", "-c", " ".join([limit, *SMALL])], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "free" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def refuses(arguments: list[str | Path], folder: Path, words: list[str]) -> None:

