@@ -1,0 +1,69 @@
+// What every instruction set provides, under the same names: a table of functions, filled in by one file each.
+//
+// Results do not depend on the instruction set where integers are concerned, nor on the number of threads anywhere: the
+// order of every sum is fixed by the layout.
+//
+//   integer linear   y[t][r] = sum over blocks b of  fma(float(dot - zero * sum), x.scale * w.scale, y)
+//                    dot = sum over the columns of b of u[r][k] * q[t][k], exact in int32
+//   float linear     y[t][r] = fma over k, ascending
+#pragma once
+
+#include "weight.h"
+
+namespace zeropoint {
+
+// One page of keys and values of one head: PAGE positions. Keys lie transposed, so that scores are computed for 16
+// positions at once and outputs for 16 features at once.
+constexpr int PAGE = 256;
+enum class CacheType : uint8_t { f16, f32 };
+
+// Attention of `rows` queries, which all read the same head of keys and values, over one page.
+struct PageAttention {
+    const float* q;            // (rows, head_dim), already multiplied by 1 / sqrt(head_dim)
+    const void* keys;          // (head_dim, PAGE)
+    const void* values;        // (PAGE, head_dim)
+    CacheType type;
+    int rows, head_dim;        // head_dim: a multiple of 16
+    const int* seen;           // (rows,): positions of this page that a query may see, 0..PAGE
+    float* scores;             // scratch (rows, PAGE)
+    float* most;               // (rows,): running maximum, -inf at the start
+    float* total;              // (rows,): running sum of exp(score - most)
+    float* out;                // (rows, head_dim): running sum of exp(score - most) * value
+};
+
+struct Kernels {
+    const char* isa;
+
+    // x: float32 (rows, stride) of `cols` columns -> q, row by row from `begin` to `end`.
+    void (*quantize)(const float* x, size_t stride, int cols, const QInput& q, int begin, int end);
+    // y of rows [begin, end) of x and panels [first, last) of w. few: end - begin <= MOST_FEW.
+    void (*linear_few)(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y);
+    // scratch: scratch_bytes(w) bytes, aligned to 64, one for each thread.
+    void (*linear_many)(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y,
+                        uint8_t* scratch);
+    size_t (*scratch_bytes)(const Weight& w);
+    // The same with float activations: x float32 (rows, stride). Any kind of weight, any number of rows.
+    void (*linear_float)(const Weight& w, const float* x, size_t stride, int begin, int end, int first, int last,
+                         const Output& y, uint8_t* scratch);
+    size_t (*float_scratch_bytes)(const Weight& w);
+    // x: bfloat16 (rows, stride), 0 past cols up to padded_cols; w: Kind::bf16; products of bfloat16 summed in float32.
+    // Null where the processor has no such product: x then stays float32.
+    void (*linear_bf16)(const Weight& w, const uint16_t* x, size_t stride, int begin, int end, int first, int last,
+                        const Output& y, uint8_t* scratch);
+
+    void (*rms_norm)(const float* x, const float* gain, float eps, int cols, float* y);
+    // y = act(gate) * up; activation: 0 silu, 1 gelu, 2 gelu_pytorch_tanh, 3 relu
+    void (*gated)(const float* gate, const float* up, int activation, size_t count, float* y);
+    void (*add)(const float* x, const float* y, size_t count, float* out);
+    // Rotate one head: (x[i], x[i + half]) by the angle whose cosine and sine are given, i < half.
+    void (*rope)(float* x, const float* cosines, const float* sines, int half);
+    void (*attend)(const PageAttention& page);
+    void (*to_half)(const float* x, size_t count, uint16_t* y);   // clamped to +-65504
+};
+
+const Kernels& portable_kernels();
+const Kernels* avx2_kernels();        // null where it was not compiled
+const Kernels* avx512_kernels();
+const Kernels* amx_kernels();
+
+}  // namespace zeropoint
