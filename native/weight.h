@@ -20,7 +20,10 @@
 //   2 = 2    3 = 2+1    4 = 4    5 = 4+1    6 = 4+2    7 = 4+2+1
 //
 // Scales and zero points are per panel and group, 16 of them together. Columns are filled up to whole chunks with codes
-// that meet activations of 0; rows up to whole panels with scale 0.
+// that meet activations of 0; rows up to whole panels with scale 0, or weights of 0.
+//
+// Rows of floats (x, y, bias) have room for whole panels and chunks and hold 0 past their end, so that kernels read and
+// write whole vectors everywhere and no kernel has a tail: what is written past the last row of a weight is 0 again.
 #pragma once
 
 #include <cstddef>

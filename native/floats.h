@@ -1,0 +1,291 @@
+// The kernels on floats, written once over V16. A file that provides V16 is included before this one.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels.h"
+#include "planes.h"
+
+namespace zeropoint {
+namespace {
+
+// ---- small things ------------------------------------------------------------------------------------------------
+
+inline float sum_of(V16 x) {
+    alignas(64) float v[16];
+    store(v, x);
+    for (int step = 8; step; step /= 2)
+        for (int i = 0; i < step; i++) v[i] += v[i + step];
+    return v[0];
+}
+
+inline float largest_of(V16 x) {
+    alignas(64) float v[16];
+    store(v, x);
+    for (int step = 8; step; step /= 2)
+        for (int i = 0; i < step; i++) v[i] = std::max(v[i], v[i + step]);
+    return v[0];
+}
+
+// e^x to 2 ulp: x = n ln 2 + r, e^r by its Taylor polynomial of degree 7 on |r| <= ln 2 / 2. Below -87 it is 1e-38.
+inline V16 exponential(V16 x) {
+    x = smaller(larger(x, splat(-87.0f)), splat(88.0f));
+    const V16 n = round_even(x * splat(1.44269504f));
+    V16 r = fma(n, splat(-0.693359375f), x);
+    r = fma(n, splat(2.12194440e-4f), r);
+    V16 p = splat(1.0f / 5040);
+    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = fma(p, r, splat(c));
+    return p * power_of_two(n);
+}
+
+inline void rms_norm(const float* x, const float* gain, float eps, int cols, float* y) {
+    V16 squares = splat(0);
+    for (int k = 0; k < cols; k += 16) {
+        const V16 v = load(x + k);
+        squares = fma(v, v, squares);
+    }
+    const V16 factor = splat(1.0f / std::sqrt(sum_of(squares) / float(cols) + eps));
+    for (int k = 0; k < cols; k += 16) store(y + k, load(x + k) * factor * load(gain + k));
+}
+
+inline void add(const float* x, const float* y, size_t count, float* out) {
+    for (size_t i = 0; i < count; i += 16) store(out + i, load(x + i) + load(y + i));
+}
+
+inline V16 sigmoid(V16 x) { return splat(1) / (splat(1) + exponential(splat(0) - x)); }
+
+inline void gated(const float* gate, const float* up, int activation, size_t count, float* y) {
+    for (size_t i = 0; i < count; i += 16) {
+        V16 g = load(gate + i);
+        switch (activation) {
+            case 0: g = g * sigmoid(g); break;
+            case 1: {
+                alignas(64) float v[16];
+                store(v, g);
+                for (float& f : v) f = 0.5f * f * (1.0f + std::erf(f * 0.70710678f));
+                g = load(v);
+                break;
+            }
+            case 2: {  // 0.5 (1 + tanh(u)) = sigmoid(2u)
+                const V16 u = g * fma(g * g, splat(0.044715f), splat(1)) * splat(2 * 0.79788456f);
+                g = g * sigmoid(u);
+                break;
+            }
+            default: g = larger(g, splat(0));
+        }
+        store(y + i, g * load(up + i));
+    }
+}
+
+// half is a multiple of 8 at least; what is not a multiple of 16 goes one by one
+inline void rope(float* x, const float* cosines, const float* sines, int half) {
+    int i = 0;
+    for (; i + 16 <= half; i += 16) {
+        const V16 low = load(x + i), high = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+        store(x + i, low * c - high * s);
+        store(x + half + i, high * c + low * s);
+    }
+    for (; i < half; i++) {
+        const float low = x[i], high = x[half + i];
+        x[i] = low * cosines[i] - high * sines[i];
+        x[half + i] = high * cosines[i] + low * sines[i];
+    }
+}
+
+inline void to_half(const float* x, size_t count, uint16_t* y) {
+    const V16 most = splat(65504), least = splat(-65504);
+    for (size_t i = 0; i < count; i += 16) store_f16(y + i, larger(smaller(load(x + i), most), least));
+}
+
+inline void quantize(const float* x, size_t stride, int, const QInput& q, int begin, int end) {
+    for (int t = begin; t < end; t++) {
+        const float* row = x + size_t(t) * stride;
+        for (int b = 0; b < q.blocks; b++) {
+            const int first = b * q.block, last = std::min(first + q.block, q.padded_cols);
+            V16 most = splat(0);
+            for (int k = first; k < last; k += 16) most = larger(most, magnitude(load(row + k)));
+            const float largest = largest_of(most);
+            // where 127 / largest would overflow the block is as good as zero
+            const V16 inverse = splat(largest > 1e-36f ? 127.0f / largest : 0.0f);
+            int32_t total = 0;
+            for (int k = first; k < last; k += 16)
+                total += store_i8(q.q + size_t(t) * q.padded_cols + k, round_even(load(row + k) * inverse));
+            q.scale[size_t(t) * q.blocks + b] = largest / 127.0f;
+            q.sum[size_t(t) * q.blocks + b] = total;
+        }
+    }
+}
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+// sums[r] += sum over i < k of a[r][i] * column(i), i ascending
+template <int R, class Column>
+inline void accumulate(const float* a, size_t stride, int k, Column column, V16* sums) {
+    V16 s[R];
+    for (int r = 0; r < R; r++) s[r] = sums[r];
+    for (int i = 0; i < k; i++) {
+        const V16 c = column(i);
+        for (int r = 0; r < R; r++) s[r] = fma(splat(a[r * stride + i]), c, s[r]);
+    }
+    for (int r = 0; r < R; r++) sums[r] = s[r];
+}
+
+// Call f<R>() for the run-time number of rows.
+template <int R = TILE_ROWS, class F>
+inline void with_rows(int rows, F f) {
+    if constexpr (R > 1)
+        if (rows < R) return with_rows<R - 1>(rows, f);
+    f(std::integral_constant<int, R>{});
+}
+
+template <int R>
+inline void put(const Output& y, int t, int panel, const V16* sums) {
+    for (int r = 0; r < R; r++) {
+        float* to = y.y + size_t(t + r) * y.stride + panel * PANEL;
+        V16 v = sums[r];
+        if (y.bias) v = v + load(y.bias + panel * PANEL);
+        store(to, y.add ? load(to) + v : v);
+    }
+}
+
+inline V16 scales_of(const Weight& w, size_t index) {
+    return w.scale16 ? load_bf16(w.scale16 + index * PANEL) : load(w.scale32 + index * PANEL);
+}
+
+// The values of a panel without their scale, u - zero, as float (padded_cols, 16).
+inline void spread(const Weight& w, int panel, float* values) {
+    if (w.kind == Kind::bf16) {
+        const uint16_t* from = reinterpret_cast<const uint16_t*>(w.data + panel * w.panel_bytes());
+        for (int k = 0; k < w.padded_cols; k += 2, from += 32, values += 32) {
+            store(values, first_of_pairs(from));
+            store(values + 16, second_of_pairs(from));
+        }
+        return;
+    }
+    alignas(64) uint8_t quads[8 * 64];
+    const uint8_t* from = w.data + panel * w.panel_bytes();
+    for (int k = 0; k < w.padded_cols; k += CHUNK, from += 64 * w.bits) {
+        const size_t index = (size_t(panel) * w.groups + k / w.group);
+        const V16 zero = w.zero ? load_u8(w.zero + index * PANEL) : splat(float(1 << (w.bits - 1)));
+        unpack_chunk(w.bits, from, quads);
+        for (int j = 0; j < CHUNK; j++, values += 16) store(values, load_column(quads + j / 4 * 64, j % 4) - zero);
+    }
+}
+
+inline size_t float_scratch_bytes(const Weight& w) { return w.kind == Kind::f32 ? 0 : size_t(w.padded_cols) * 64; }
+
+inline void linear_float(const Weight& w, const float* x, size_t stride, int begin, int end, int first, int last,
+                         const Output& y, uint8_t* scratch) {
+    const bool scaled = w.kind == Kind::codes;
+    const bool direct = w.kind == Kind::f32 || (w.kind == Kind::bf16 && end - begin <= TILE_ROWS);
+    for (int panel = first; panel < last; panel++) {
+        const uint8_t* data = w.data + panel * w.panel_bytes();
+        if (!direct) spread(w, panel, reinterpret_cast<float*>(scratch));
+        const float* values = reinterpret_cast<const float*>(w.kind == Kind::f32 ? data : scratch);
+        for (int t = begin; t < end; t += TILE_ROWS) {
+            const float* a = x + size_t(t) * stride;
+            with_rows(std::min(TILE_ROWS, end - t), [&](auto rows) {
+                constexpr int R = decltype(rows)::value;
+                V16 sums[R];
+                for (V16& s : sums) s = splat(0);
+                if (scaled) {
+                    for (int g = 0; g < w.groups; g++) {
+                        const int k0 = g * w.group, k1 = std::min(k0 + w.group, w.padded_cols);
+                        V16 part[R];
+                        for (V16& p : part) p = splat(0);
+                        accumulate<R>(a + k0, stride, k1 - k0, [&](int i) { return load(values + (k0 + i) * 16); }, part);
+                        const V16 scale = scales_of(w, size_t(panel) * w.groups + g);
+                        for (int r = 0; r < R; r++) sums[r] = fma(part[r], scale, sums[r]);
+                    }
+                } else if (direct && w.kind == Kind::bf16) {
+                    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(data);
+                    for (int k = 0; k < w.padded_cols; k += 2) {
+                        const V16 even = first_of_pairs(pairs + k * 16), odd = second_of_pairs(pairs + k * 16);
+                        for (int r = 0; r < R; r++) {
+                            sums[r] = fma(splat(a[r * stride + k]), even, sums[r]);
+                            sums[r] = fma(splat(a[r * stride + k + 1]), odd, sums[r]);
+                        }
+                    }
+                } else {
+                    accumulate<R>(a, stride, w.padded_cols, [&](int i) { return load(values + i * 16); }, sums);
+                }
+                put<R>(y, t, panel, sums);
+            });
+        }
+    }
+}
+
+// ---- attention ---------------------------------------------------------------------------------------------------
+
+template <class T>
+inline V16 load_cached(const T* p) {
+    if constexpr (sizeof(T) == 2) return load_f16(p);
+    else return load(p);
+}
+
+// Turn row r's scores into exp(score - most), zero from `seen` on, and scale what was summed before.
+inline void weigh(const PageAttention& a, int r, int length) {
+    float* scores = a.scores + size_t(r) * PAGE;
+    const int seen = a.seen[r];
+    constexpr float nothing = -std::numeric_limits<float>::infinity();
+    for (int i = seen; i < length; i++) scores[i] = nothing;
+    V16 most = splat(nothing);
+    for (int i = 0; i < length; i += 16) most = larger(most, load(scores + i));
+    const float before = a.most[r], now = std::max(before, largest_of(most));
+    a.most[r] = now;
+    V16 total = splat(0);
+    for (int i = 0; i < length; i += 16) {
+        const V16 p = exponential(load(scores + i) - splat(now));
+        store(scores + i, p);
+        total = total + p;
+    }
+    // exp(-inf) came out as 1e-38: what is not seen must weigh nothing
+    float lost = 0;
+    for (int i = seen; i < length; i++) lost += scores[i], scores[i] = 0;
+    const float shrink = before == nothing ? 0.0f : std::exp(before - now);
+    a.total[r] = a.total[r] * shrink + (sum_of(total) - lost);
+    float* out = a.out + size_t(r) * a.head_dim;
+    for (int d = 0; d < a.head_dim; d += 16) store(out + d, load(out + d) * splat(shrink));
+}
+
+template <class T>
+inline void attend_typed(const PageAttention& a) {
+    const T* keys = static_cast<const T*>(a.keys);
+    const T* values = static_cast<const T*>(a.values);
+    for (int r0 = 0; r0 < a.rows; r0 += TILE_ROWS) {
+        with_rows(std::min(TILE_ROWS, a.rows - r0), [&](auto rows) {
+            constexpr int R = decltype(rows)::value;
+            int length = 0;
+            for (int r = r0; r < r0 + R; r++) length = std::max(length, a.seen[r]);
+            if (!length) return;
+            const int whole = (length + 15) / 16 * 16;
+            V16 sums[R];
+            for (int p = 0; p < whole; p += 16) {
+                for (V16& s : sums) s = splat(0);
+                accumulate<R>(a.q + size_t(r0) * a.head_dim, a.head_dim, a.head_dim,
+                              [&](int d) { return load_cached(keys + d * PAGE + p); }, sums);
+                for (int r = 0; r < R; r++) store(a.scores + size_t(r0 + r) * PAGE + p, sums[r]);
+            }
+            for (int r = r0; r < r0 + R; r++)
+                if (a.seen[r]) weigh(a, r, whole);
+                else std::memset(a.scores + size_t(r) * PAGE, 0, whole * sizeof(float));
+            for (int d = 0; d < a.head_dim; d += 16) {
+                for (int r = 0; r < R; r++) sums[r] = load(a.out + size_t(r0 + r) * a.head_dim + d);
+                accumulate<R>(a.scores + size_t(r0) * PAGE, PAGE, length,
+                              [&](int p) { return load_cached(values + size_t(p) * a.head_dim + d); }, sums);
+                for (int r = 0; r < R; r++) store(a.out + size_t(r0 + r) * a.head_dim + d, sums[r]);
+            }
+        });
+    }
+}
+
+inline void attend(const PageAttention& a) {
+    if (a.type == CacheType::f16) attend_typed<uint16_t>(a);
+    else attend_typed<float>(a);
+}
+
+}  // namespace
+}  // namespace zeropoint

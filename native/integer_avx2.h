@@ -1,0 +1,328 @@
+// The integer linear on AVX2, which has no product of bytes that sums in 32 bits.
+//
+//   up to 5 bits   vpmaddubsw sums two products u * q in 16 bits: at most 2 * 31 * 127. As many quads are added in 16
+//                  bits as surely fit (4 bits: 8), then vpmaddwd by ones adds pairs into 32 bits.
+//   6 and 7 bits   the same, with 2 and 1 quads.
+//   8 bits         2 * 255 * 127 would saturate. For few rows of x the sign of w moves to q (|w| <= 128 fits); for many
+//                  rows both are widened to 16 bits and multiplied by vpmaddwd, which is exact and as fast.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace zeropoint {
+namespace {
+
+// Quads that fit into 16 bits: 2 * (2^bits - 1) * 127 each.
+constexpr int quads_in_16_bits(int bits) { return std::min(8, 32767 / (2 * ((1 << bits) - 1) * 127)); }
+
+// Half a panel, 8 rows: 32 of the 64 bytes of each quad.
+template <int BITS>
+inline void unpack_half(const uint8_t* planes, int half, __m256i* quads) {
+    const uint8_t* p = planes + 32 * half;
+    int done = 0;
+    if constexpr (BITS == 8) {
+        for (int i = 0; i < 8; i++) quads[i] = bytes(p + 64 * i);
+        return;
+    }
+    if constexpr (BITS & 4) {
+        const __m256i low = _mm256_set1_epi8(15);
+        for (int j = 0; j < 4; j++) {
+            const __m256i v = bytes(p + 64 * j);
+            quads[j] = _mm256_and_si256(v, low);
+            quads[j + 4] = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+        }
+        p += 4 * 64;
+        done = 4;
+    }
+    if constexpr (BITS & 2) {
+        const __m256i low = _mm256_set1_epi8(3);
+        for (int j = 0; j < 2; j++) {
+            const __m256i v = bytes(p + 64 * j);
+            for (int i = 0; i < 4; i++) {
+                const __m256i part = _mm256_and_si256(_mm256_srli_epi16(v, 2 * i), low);
+                __m256i& quad = quads[j + 2 * i];
+                quad = done ? _mm256_or_si256(quad, _mm256_slli_epi16(part, 4)) : part;
+            }
+        }
+        p += 2 * 64;
+        done += 2;
+    }
+    if constexpr (BITS & 1) {
+        const __m256i low = _mm256_set1_epi8(1);
+        const __m256i v = bytes(p);
+        for (int i = 0; i < 8; i++) {
+            const __m256i part = _mm256_and_si256(_mm256_srli_epi16(v, i), low);
+            quads[i] = _mm256_or_si256(quads[i], _mm256_slli_epi16(part, done));
+        }
+    }
+}
+
+inline __m256i four_bytes(const int8_t* q) {
+    int32_t v;
+    std::memcpy(&v, q, 4);
+    return _mm256_set1_epi32(v);
+}
+
+// sum += 8 quads of weights times the 32 activations at q; for 8 bits of signed weights, u - 128
+template <int BITS>
+inline __m256i add_products(const __m256i* quads, const int8_t* q, __m256i sum) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if constexpr (BITS == 8) {
+        for (int i = 0; i < 8; i++) {
+            const __m256i w = _mm256_xor_si256(quads[i], _mm256_set1_epi8(char(0x80)));
+            const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(four_bytes(q + 4 * i), w));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(products, ones));
+        }
+    } else {
+        constexpr int step = quads_in_16_bits(BITS) >= 8 ? 8 : quads_in_16_bits(BITS) >= 4 ? 4 : quads_in_16_bits(BITS) >= 2 ? 2 : 1;
+        for (int i = 0; i < 8; i += step) {
+            __m256i products = _mm256_maddubs_epi16(quads[i], four_bytes(q + 4 * i));
+            for (int j = i + 1; j < i + step; j++)
+                products = _mm256_add_epi16(products, _mm256_maddubs_epi16(quads[j], four_bytes(q + 4 * j)));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(products, ones));
+        }
+    }
+    return sum;
+}
+
+// The zero points of 8 rows, as `add_products` wants them.
+template <int BITS>
+inline __m256i zeros_of(const Weight& w, size_t index) {
+    constexpr int moved = BITS == 8 ? 128 : 0;
+    if (!w.zero) return _mm256_set1_epi32((1 << (BITS - 1)) - moved);
+    const __m128i z = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w.zero + index));
+    return _mm256_sub_epi32(_mm256_cvtepu8_epi32(z), _mm256_set1_epi32(moved));
+}
+
+inline __m256 scales_of_half(const Weight& w, size_t index) {
+    if (w.scale32) return _mm256_loadu_ps(w.scale32 + index);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half_bytes(w.scale16 + index)), 16));
+}
+
+inline __m256 finish_block(__m256i dot, __m256i zeros, __m256 scale, const QInput& x, size_t at, __m256 sum) {
+    const __m256i rest = _mm256_sub_epi32(dot, _mm256_mullo_epi32(zeros, _mm256_set1_epi32(x.sum[at])));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(rest), _mm256_mul_ps(_mm256_set1_ps(x.scale[at]), scale), sum);
+}
+
+inline void put_half(const Output& y, int t, int row, __m256 v) {
+    float* to = y.y + size_t(t) * y.stride + row;
+    if (y.bias) v = _mm256_add_ps(v, _mm256_loadu_ps(y.bias + row));
+    _mm256_storeu_ps(to, y.add ? _mm256_add_ps(_mm256_loadu_ps(to), v) : v);
+}
+
+constexpr int AHEAD = 2048;   // bytes that are asked for before they are needed
+
+template <int BITS, int T>
+inline void few_rows(const Weight& w, const QInput& x, int begin, int first, int last, const Output& y) {
+    const uint8_t* from = w.data + first * w.panel_bytes();
+    const int8_t* q = x.q + size_t(begin) * x.padded_cols;
+    for (int panel = first; panel < last; panel++) {
+        __m256 sums[T][2];
+        for (auto& s : sums) s[0] = s[1] = _mm256_setzero_ps();
+        for (int b = 0; b < x.blocks; b++) {
+            __m256i dots[T][2];
+            for (auto& d : dots) d[0] = d[1] = _mm256_setzero_si256();
+            const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
+            for (int k = k0; k < k1; k += CHUNK, from += 64 * BITS) {
+                for (int line = 0; line < BITS; line++)
+                    _mm_prefetch(reinterpret_cast<const char*>(from + AHEAD + 64 * line), _MM_HINT_T0);
+                for (int half = 0; half < 2; half++) {
+                    __m256i quads[8];
+                    unpack_half<BITS>(from, half, quads);
+                    for (int t = 0; t < T; t++)
+                        dots[t][half] = add_products<BITS>(quads, q + size_t(t) * x.padded_cols + k, dots[t][half]);
+                }
+            }
+            const size_t index = (size_t(panel) * w.groups + k0 / w.group) * PANEL;
+            for (int half = 0; half < 2; half++) {
+                const __m256i zeros = zeros_of<BITS>(w, index + 8 * half);
+                const __m256 scale = scales_of_half(w, index + 8 * half);
+                for (int t = 0; t < T; t++)
+                    sums[t][half] = finish_block(dots[t][half], zeros, scale, x, size_t(begin + t) * x.blocks + b, sums[t][half]);
+            }
+        }
+        for (int t = 0; t < T; t++)
+            for (int half = 0; half < 2; half++) put_half(y, begin + t, panel * PANEL + 8 * half, sums[t][half]);
+    }
+}
+
+template <class F>
+inline void with_bits(int bits, F f) {
+    switch (bits) {
+        case 2: return f(std::integral_constant<int, 2>{});
+        case 3: return f(std::integral_constant<int, 3>{});
+        case 4: return f(std::integral_constant<int, 4>{});
+        case 5: return f(std::integral_constant<int, 5>{});
+        case 6: return f(std::integral_constant<int, 6>{});
+        case 7: return f(std::integral_constant<int, 7>{});
+        default: return f(std::integral_constant<int, 8>{});
+    }
+}
+
+template <int BITS, int T = MOST_FEW>
+inline void few_with_rows(int rows, const Weight& w, const QInput& x, int begin, int first, int last, const Output& y) {
+    if constexpr (T > 1)
+        if (rows < T) return few_with_rows<BITS, T - 1>(rows, w, x, begin, first, last, y);
+    few_rows<BITS, T>(w, x, begin, first, last, y);
+}
+
+inline void linear_few(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y) {
+    with_bits(w.bits, [&](auto bits) { few_with_rows<decltype(bits)::value>(end - begin, w, x, begin, first, last, y); });
+}
+
+// ---- many rows ---------------------------------------------------------------------------------------------------
+
+constexpr int MANY_ROWS = 4;
+
+// Up to 5 bits. quads: a panel unpacked, (padded_cols / 4, 64).
+template <int BITS, int R>
+inline void many_rows_bytes(const Weight& w, const QInput& x, int t, int panel, const uint8_t* quads, const Output& y) {
+    constexpr int step = quads_in_16_bits(BITS) >= 8 ? 8 : 4;
+    const __m256i ones = _mm256_set1_epi16(1);
+    const int8_t* q = x.q + size_t(t) * x.padded_cols;
+    __m256 sums[R][2];
+    for (auto& s : sums) s[0] = s[1] = _mm256_setzero_ps();
+    for (int b = 0; b < x.blocks; b++) {
+        const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
+        __m256i dots[R][2];
+        for (auto& d : dots) d[0] = d[1] = _mm256_setzero_si256();
+        for (int k = k0; k < k1; k += 4 * step) {
+            __m256i products[R][2];
+            for (auto& p : products) p[0] = p[1] = _mm256_setzero_si256();
+            for (int i = 0; i < step; i++) {
+                const __m256i low = bytes(quads + 16 * k + 64 * i), high = bytes(quads + 16 * k + 64 * i + 32);
+                for (int r = 0; r < R; r++) {
+                    const __m256i a = four_bytes(q + size_t(r) * x.padded_cols + k + 4 * i);
+                    const __m256i p0 = _mm256_maddubs_epi16(low, a), p1 = _mm256_maddubs_epi16(high, a);
+                    products[r][0] = _mm256_add_epi16(products[r][0], p0);
+                    products[r][1] = _mm256_add_epi16(products[r][1], p1);
+                }
+            }
+            for (int r = 0; r < R; r++)
+                for (int half = 0; half < 2; half++)
+                    dots[r][half] = _mm256_add_epi32(dots[r][half], _mm256_madd_epi16(products[r][half], ones));
+        }
+        const size_t index = (size_t(panel) * w.groups + k0 / w.group) * PANEL;
+        for (int half = 0; half < 2; half++) {
+            const __m256i zeros = zeros_of<BITS>(w, index + 8 * half);
+            const __m256 scale = scales_of_half(w, index + 8 * half);
+            for (int r = 0; r < R; r++)
+                sums[r][half] = finish_block(dots[r][half], zeros, scale, x, size_t(t + r) * x.blocks + b, sums[r][half]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
+}
+
+// 6 to 8 bits. words: a panel widened to 16 bits, (padded_cols / 2, 16 rows, 2 columns).
+// q16: R rows of x widened, (R, padded_cols).
+template <int BITS, int R>
+inline void many_rows_words(const Weight& w, const QInput& x, int t, int panel, const int16_t* words, const int16_t* q16,
+                            const Output& y) {
+    __m256 sums[R][2];
+    for (auto& s : sums) s[0] = s[1] = _mm256_setzero_ps();
+    for (int b = 0; b < x.blocks; b++) {
+        const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
+        __m256i dots[R][2];
+        for (auto& d : dots) d[0] = d[1] = _mm256_setzero_si256();
+        for (int k = k0; k < k1; k += 2) {
+            const __m256i low = bytes(words + 16 * k), high = bytes(words + 16 * k + 16);
+            for (int r = 0; r < R; r++) {
+                const __m256i a = four_bytes(reinterpret_cast<const int8_t*>(q16 + size_t(r) * x.padded_cols + k));
+                dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(low, a));
+                dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(high, a));
+            }
+        }
+        const size_t index = (size_t(panel) * w.groups + k0 / w.group) * PANEL;
+        for (int half = 0; half < 2; half++) {
+            const __m256i zeros = zeros_of<BITS>(w, index + 8 * half);
+            const __m256 scale = scales_of_half(w, index + 8 * half);
+            for (int r = 0; r < R; r++)
+                sums[r][half] = finish_block(dots[r][half], zeros, scale, x, size_t(t + r) * x.blocks + b, sums[r][half]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
+}
+
+template <int BITS>
+inline void unpack_panel(const Weight& w, int panel, uint8_t* quads) {
+    const uint8_t* from = w.data + panel * w.panel_bytes();
+    for (int k = 0; k < w.padded_cols; k += CHUNK, from += 64 * BITS, quads += 8 * 64)
+        for (int half = 0; half < 2; half++) {
+            __m256i parts[8];
+            unpack_half<BITS>(from, half, parts);
+            for (int i = 0; i < 8; i++) _mm256_store_si256(reinterpret_cast<__m256i*>(quads + 64 * i + 32 * half), parts[i]);
+        }
+}
+
+// Widen a panel to 16 bits: pairs of columns for 16 rows; 8 bits as u - 128.
+template <int BITS>
+inline void widen_panel(const Weight& w, int panel, int16_t* words) {
+    constexpr int moved = BITS == 8 ? 128 : 0;
+    const uint8_t* from = w.data + panel * w.panel_bytes();
+    const __m256i low_pair = _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1,
+                                              0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
+    const __m256i high_pair = _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1,
+                                               2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
+    const __m256i offset = _mm256_set1_epi16(moved);
+    for (int k = 0; k < w.padded_cols; k += CHUNK, from += 64 * BITS)
+        for (int half = 0; half < 2; half++) {
+            __m256i parts[8];
+            unpack_half<BITS>(from, half, parts);
+            for (int i = 0; i < 8; i++) {
+                int16_t* to = words + 16 * (k + 4 * i) + 16 * half;
+                _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi16(_mm256_shuffle_epi8(parts[i], low_pair), offset));
+                _mm256_store_si256(reinterpret_cast<__m256i*>(to + 32), _mm256_sub_epi16(_mm256_shuffle_epi8(parts[i], high_pair), offset));
+            }
+        }
+}
+
+// A panel in bytes, or in words and 4 rows of x beside it.
+inline size_t scratch_bytes(const Weight& w) {
+    const size_t cols = w.padded_cols;
+    return w.bits <= 5 ? 16 * cols : 32 * cols + MANY_ROWS * 2 * cols;
+}
+
+template <int BITS, int R = MANY_ROWS, class F>
+inline void in_steps(int begin, int end, F f) {
+    int t = begin;
+    for (; t + R <= end; t += R) f(t, std::integral_constant<int, R>{});
+    if constexpr (R > 1) in_steps<BITS, R - 1>(t, end, f);
+}
+
+template <int BITS>
+inline void many(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y, uint8_t* scratch) {
+    for (int panel = first; panel < last; panel++) {
+        if constexpr (BITS <= 5) {
+            unpack_panel<BITS>(w, panel, scratch);
+            in_steps<BITS>(begin, end, [&](int t, auto rows) {
+                many_rows_bytes<BITS, decltype(rows)::value>(w, x, t, panel, scratch, y);
+            });
+        } else {
+            int16_t* words = reinterpret_cast<int16_t*>(scratch);
+            int16_t* q16 = words + size_t(16) * w.padded_cols;
+            widen_panel<BITS>(w, panel, words);
+            in_steps<BITS>(begin, end, [&](int t, auto rows) {
+                constexpr int R = decltype(rows)::value;
+                const int8_t* q = x.q + size_t(t) * x.padded_cols;
+                for (int i = 0; i < R * x.padded_cols; i += 16)
+                    _mm256_store_si256(reinterpret_cast<__m256i*>(q16 + i), _mm256_cvtepi8_epi16(half_bytes(q + i)));
+                many_rows_words<BITS, R>(w, x, t, panel, words, q16, y);
+            });
+        }
+    }
+}
+
+inline void linear_many(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y,
+                        uint8_t* scratch) {
+    with_bits(w.bits, [&](auto bits) { many<decltype(bits)::value>(w, x, begin, end, first, last, y, scratch); });
+}
+
+}  // namespace
+}  // namespace zeropoint

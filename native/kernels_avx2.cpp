@@ -1,0 +1,17 @@
+// AVX2 with FMA and F16C: every x86-64 processor of the last ten years.
+#include "lanes_avx2.h"
+//
+#include "floats.h"
+#include "integer_avx2.h"
+
+namespace zeropoint {
+
+const Kernels* avx2_kernels() {
+    static const Kernels kernels = {
+        "avx2",   quantize, linear_few, linear_many, scratch_bytes, linear_float, float_scratch_bytes, nullptr,
+        rms_norm, gated,    add,        rope,        attend,        to_half,
+    };
+    return &kernels;
+}
+
+}  // namespace zeropoint
