@@ -11,12 +11,12 @@
 #ifdef ZEROPOINT_EMULATED
 #include "tests/emulation.h"
 #define ZEROPOINT_WIDE emulated
+#define ZEROPOINT_INLINE inline
 #else
 #include <immintrin.h>
 #define ZEROPOINT_WIDE wide
-#endif
-
 #define ZEROPOINT_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace zeropoint::ZEROPOINT_WIDE {
 

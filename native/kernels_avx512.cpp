@@ -1,0 +1,28 @@
+// AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4.
+#include "lanes_avx512.h"
+//
+#include "floats.h"
+
+namespace zeropoint {
+
+static Kernels table() {
+    return {
+        "avx512vnni", quantize, ZEROPOINT_WIDE::vnni_linear_few, ZEROPOINT_WIDE::vnni_linear_many,
+        ZEROPOINT_WIDE::vnni_scratch_bytes, linear_float, float_scratch_bytes, nullptr,
+        rms_norm, gated, add, rope, attend, to_half,
+    };
+}
+
+#ifdef ZEROPOINT_EMULATED
+const Kernels& emulated_avx512_kernels() {
+    static const Kernels kernels = table();
+    return kernels;
+}
+#else
+const Kernels* avx512_kernels() {
+    static const Kernels kernels = table();
+    return &kernels;
+}
+#endif
+
+}  // namespace zeropoint

@@ -1,0 +1,490 @@
+// Every table of kernels that this machine can run, and the emulated ones, against loops written straight from weight.h.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu.h"
+#include "emulation.h"
+#include "kernels.h"
+
+namespace zeropoint {
+const Kernels& emulated_avx512_kernels();
+const Kernels& emulated_amx_kernels();
+}  // namespace zeropoint
+
+using namespace zeropoint;
+
+namespace {
+
+int failures = 0, checks = 0;
+
+void expect(bool holds, const std::string& what) {
+    ++checks;
+    if (holds) return;
+    if (++failures <= 20) std::printf("FAILED  %s\n", what.c_str());
+}
+
+std::mt19937 random_source(7);
+int random_int(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_source); }
+float random_float(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random_source); }
+
+// Exactly `count` values, aligned to 64, so that a sanitizer sees what is read or written past them.
+template <class T>
+struct Array {
+    explicit Array(size_t count) : count(count) {
+        void* memory = nullptr;
+        if (posix_memalign(&memory, 64, std::max<size_t>(count * sizeof(T), 1))) std::abort();
+        data.reset(static_cast<T*>(memory));
+        std::memset(memory, 0, count * sizeof(T));
+    }
+    T& operator[](size_t i) { return data.get()[i]; }
+    T* get() { return data.get(); }
+
+    struct Free {
+        void operator()(T* p) const { std::free(p); }
+    };
+    size_t count;
+    std::unique_ptr<T, Free> data;
+};
+
+float from_bf16(uint16_t half) {
+    const uint32_t bits = uint32_t(half) << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+bool same(float a, float b) { return std::memcmp(&a, &b, 4) == 0; }
+
+enum class Values { random, largest, smallest, opposite };
+
+struct Case {
+    int bits, rows, cols, group, block, x_rows;
+    bool zeros, scale16, bias, add;
+    Values values;
+
+    std::string text() const {
+        return std::to_string(bits) + " bits, " + std::to_string(rows) + " x " + std::to_string(cols) + ", group " +
+               std::to_string(group) + ", block " + std::to_string(block) + ", " + std::to_string(x_rows) + " rows of x" +
+               (zeros ? ", zeros" : "") + (scale16 ? ", scale16" : ", scale32") + (bias ? ", bias" : "") +
+               (add ? ", add" : "") + ", values " + std::to_string(int(values));
+    }
+};
+
+// Codes, and the same codes in planes: where weight.h says that the code of row r and column k lies.
+struct Codes {
+    Codes(const Case& c, int padded_rows, int padded_cols)
+        : cols(padded_cols), code(size_t(padded_rows) * padded_cols), planes(size_t(padded_rows) * padded_cols * c.bits / 8) {
+        for (int r = 0; r < padded_rows; ++r)
+            for (int k = 0; k < padded_cols; ++k) {
+                const int most = (1 << c.bits) - 1;
+                int u = random_int(0, most);
+                if (c.values == Values::largest) u = most;
+                if (c.values == Values::smallest) u = 0;
+                if (c.values == Values::opposite) u = k % 2 ? most : 0;
+                code[size_t(r) * cols + k] = static_cast<uint8_t>(u);
+                place(c.bits, r, k, u);
+            }
+    }
+
+    void place(int bits, int r, int k, int u) {
+        const int quad = k % 32 / 4, byte = 4 * (r % 16) + k % 4;
+        size_t at = (size_t(r / 16) * cols / 32 + k / 32) * 64 * bits;       // the chunk
+        if (bits == 8) {
+            planes[at + 64 * quad + byte] = static_cast<uint8_t>(u);
+            return;
+        }
+        if (bits >= 4) {
+            planes[at + 64 * (quad % 4) + byte] |= static_cast<uint8_t>((u & 15) << (quad / 4 * 4));
+            at += 4 * 64;
+            u >>= 4;
+        }
+        if (bits == 2 || bits == 3 || bits == 6 || bits == 7) {
+            planes[at + 64 * (quad % 2) + byte] |= static_cast<uint8_t>((u & 3) << (quad / 2 * 2));
+            at += 2 * 64;
+            u >>= 2;
+        }
+        if (bits == 3 || bits == 5 || bits == 7) planes[at + byte] |= static_cast<uint8_t>((u & 1) << quad);
+    }
+
+    int cols;
+    Array<uint8_t> code, planes;
+};
+
+struct Table {
+    const Kernels* kernels;
+    std::string name;
+};
+
+void check_integer(const std::vector<Table>& tables, const Case& c) {
+    const int padded_cols = round_up(c.cols, CHUNK), padded_rows = round_up(c.rows, PANEL);
+    const int group = c.group ? c.group : padded_cols, groups = (padded_cols + group - 1) / group;
+    const int panels = padded_rows / PANEL, blocks = (padded_cols + c.block - 1) / c.block;
+
+    Codes codes(c, padded_rows, padded_cols);
+    Array<uint16_t> scale16(size_t(panels) * groups * PANEL);
+    Array<float> scale32(scale16.count);
+    Array<uint8_t> zero(scale16.count);
+    for (int panel = 0; panel < panels; ++panel)
+        for (int g = 0; g < groups; ++g)
+            for (int r = 0; r < PANEL; ++r) {
+                const size_t i = (size_t(panel) * groups + g) * PANEL + r;
+                const bool real = panel * PANEL + r < c.rows;
+                scale32[i] = real ? random_float(0.001f, 0.02f) : 0.0f;
+                scale16[i] = to_bf16(scale32[i]);
+                if (c.scale16) scale32[i] = from_bf16(scale16[i]);
+                zero[i] = static_cast<uint8_t>(random_int(0, (1 << c.bits) - 1));
+                if (c.values == Values::largest) zero[i] = 0;
+                if (c.values == Values::smallest) zero[i] = static_cast<uint8_t>((1 << c.bits) - 1);
+            }
+    const Weight w = {Kind::codes, c.bits, c.rows, c.cols, padded_cols, group, groups, c.block, codes.planes.get(),
+                      c.scale16 ? scale16.get() : nullptr, c.scale16 ? nullptr : scale32.get(),
+                      c.zeros ? zero.get() : nullptr};
+
+    Array<int8_t> q(size_t(c.x_rows) * padded_cols);
+    Array<float> x_scale(size_t(c.x_rows) * blocks);
+    Array<int32_t> x_sum(x_scale.count);
+    for (int t = 0; t < c.x_rows; ++t)
+        for (int k = 0; k < c.cols; ++k) {
+            int value = random_int(-127, 127);
+            if (c.values == Values::largest || c.values == Values::smallest) value = t % 2 ? 127 : -127;
+            if (c.values == Values::opposite) value = (k + t) % 2 ? 127 : -127;
+            q[size_t(t) * padded_cols + k] = static_cast<int8_t>(value);
+            x_sum[size_t(t) * blocks + k / c.block] += value;
+        }
+    for (size_t i = 0; i < x_scale.count; ++i) x_scale[i] = random_float(0.001f, 0.1f);
+    const QInput x = {q.get(), x_scale.get(), x_sum.get(), padded_cols, c.block, blocks};
+
+    const size_t stride = padded_rows + (c.bits % 2 ? 16 : 0);
+    Array<float> bias(padded_rows), before(c.x_rows * stride), expected(before.count);
+    for (int r = 0; r < c.rows; ++r) bias[r] = random_float(-1, 1);
+    for (int t = 0; t < c.x_rows; ++t)
+        for (int r = 0; r < c.rows; ++r) before[t * stride + r] = random_float(-1, 1);
+
+    for (size_t i = 0; i < before.count; ++i) expected[i] = before[i];
+    for (int t = 0; t < c.x_rows; ++t)
+        for (int r = 0; r < padded_rows; ++r) {
+            float y = 0;
+            for (int b = 0; b < blocks; ++b) {
+                const size_t scale = (size_t(r / 16) * groups + b * c.block / group) * 16 + r % 16;
+                const int64_t z = c.zeros ? zero[scale] : 1 << (c.bits - 1);
+                int64_t dot = 0;
+                for (int k = b * c.block; k < std::min((b + 1) * c.block, padded_cols); ++k)
+                    dot += (codes.code[size_t(r) * padded_cols + k] - z) * q[size_t(t) * padded_cols + k];
+                y = std::fma(static_cast<float>(dot), x_scale[size_t(t) * blocks + b] * scale32[scale], y);
+            }
+            if (c.bias) y += bias[r];
+            float& to = expected[t * stride + r];
+            to = c.add ? to + y : y;
+        }
+
+    for (const Table& table : tables) {
+        const Kernels& kernels = *table.kernels;
+        Array<uint8_t> scratch(kernels.scratch_bytes(w));
+        for (const bool few : {true, false}) {
+            Array<float> y(before.count);
+            std::memcpy(y.get(), before.get(), 4 * before.count);
+            const Output out = {y.get(), stride, c.bias ? bias.get() : nullptr, c.add};
+            // in parts, as threads would: panels [0, 1), [1, n); few: 8, 1, 8, 1 ... rows; many: 1 row, then the others
+            int begin = 0, turn = 0;
+            while (begin < c.x_rows) {
+                int end = few ? begin + (turn++ % 2 ? 1 : MOST_FEW) : turn++ || c.x_rows % 2 ? c.x_rows : 1;
+                end = std::min(end, c.x_rows);
+                for (int first : {0, 1}) {
+                    const int last = first ? panels : std::min(1, panels);
+                    if (first >= last) continue;
+                    if (few) kernels.linear_few(w, x, begin, end, first, last, out);
+                    else kernels.linear_many(w, x, begin, end, first, last, out, scratch.get());
+                }
+                begin = end;
+            }
+            size_t wrong = 0;
+            for (size_t i = 0; i < y.count; ++i) wrong += !same(y[i], expected[i]);
+            expect(wrong == 0, table.name + (few ? " linear_few: " : " linear_many: ") + std::to_string(wrong) + " of " +
+                                   std::to_string(y.count) + " differ; " + c.text());
+        }
+    }
+}
+
+void check_bf16(const std::vector<Table>& tables, int rows, int cols, int x_rows, bool bias_there, bool add) {
+    const int padded_cols = round_up(cols, CHUNK), padded_rows = round_up(rows, PANEL), panels = padded_rows / PANEL;
+    Array<uint16_t> weight(size_t(padded_rows) * padded_cols), x(size_t(x_rows) * padded_cols);
+    Array<double> value(weight.count);
+    for (int r = 0; r < rows; ++r)
+        for (int k = 0; k < cols; ++k) {
+            const uint16_t half = to_bf16(random_float(-1, 1));
+            weight[size_t(r / 16) * 16 * padded_cols + k / 2 * 32 + r % 16 * 2 + k % 2] = half;
+            value[size_t(r) * padded_cols + k] = from_bf16(half);
+        }
+    for (int t = 0; t < x_rows; ++t)
+        for (int k = 0; k < cols; ++k) x[size_t(t) * padded_cols + k] = to_bf16(random_float(-1, 1));
+    const Weight w = {Kind::bf16, 16, rows, cols, padded_cols, padded_cols, 1, CHUNK,
+                      reinterpret_cast<const uint8_t*>(weight.get()), nullptr, nullptr, nullptr};
+    Array<float> bias(padded_rows), before(size_t(x_rows) * padded_rows);
+    for (int r = 0; r < rows; ++r) bias[r] = random_float(-1, 1);
+    for (int t = 0; t < x_rows; ++t)
+        for (int r = 0; r < rows; ++r) before[size_t(t) * padded_rows + r] = random_float(-1, 1);
+
+    for (const Table& table : tables) {
+        if (!table.kernels->linear_bf16) continue;
+        Array<uint8_t> scratch(table.kernels->float_scratch_bytes(w));
+        Array<float> y(before.count);
+        std::memcpy(y.get(), before.get(), 4 * before.count);
+        const Output out = {y.get(), size_t(padded_rows), bias_there ? bias.get() : nullptr, add};
+        const int middle = x_rows % 5 == 1 ? 1 : 0;
+        for (int first : {0, 1}) {
+            const int last = first ? panels : 1;
+            if (middle) table.kernels->linear_bf16(w, x.get(), padded_cols, 0, middle, first, last, out, scratch.get());
+            table.kernels->linear_bf16(w, x.get(), padded_cols, middle, x_rows, first, last, out, scratch.get());
+        }
+        size_t wrong = 0;
+        for (int t = 0; t < x_rows; ++t)
+            for (int r = 0; r < padded_rows; ++r) {
+                double exact = 0, size = 0;
+                for (int k = 0; k < padded_cols; ++k) {
+                    const double product = value[size_t(r) * padded_cols + k] * from_bf16(x[size_t(t) * padded_cols + k]);
+                    exact += product;
+                    size += std::fabs(product);
+                }
+                const size_t i = size_t(t) * padded_rows + r;
+                exact += (bias_there ? bias[r] : 0) + (add ? before[i] : 0);
+                // each of at most cols + 2 additions rounds by half a unit of at most the sum of all sizes
+                wrong += !(std::fabs(y[i] - exact) <= (padded_cols + 2) * 0x1p-24 * (size + 2));
+            }
+        expect(wrong == 0, table.name + " linear_bf16: " + std::to_string(wrong) + " wrong; " + std::to_string(rows) +
+                               " x " + std::to_string(cols) + ", " + std::to_string(x_rows) + " rows of x");
+    }
+}
+
+template <class T>
+void expect_same(Array<T>& got, Array<T>& expected, const std::string& what) {
+    size_t wrong = 0;
+    for (size_t i = 0; i < got.count; ++i) wrong += std::memcmp(&got[i], &expected[i], sizeof(T)) != 0;
+    expect(wrong == 0, what + ": " + std::to_string(wrong) + " of " + std::to_string(got.count) + " differ from portable");
+}
+
+// floats.h is compiled over each V16: the same operations in the same order, so the same bits.
+void check_floats(const Table& table) {
+    const Kernels &kernels = *table.kernels, &portable = portable_kernels();
+    const int cols = 96, padded = 96;
+    Array<float> x(16 * padded), other(x.count), a(x.count), b(x.count);
+    for (size_t i = 0; i < x.count; ++i) {
+        x[i] = random_float(-9, 9) * (i % 7 ? 1.0f : 1e-4f);
+        other[i] = random_float(-9, 9);
+    }
+    for (int k = 0; k < padded; ++k) x[k] = 0;
+    x[padded + 3] = 1e30f;
+    x[padded + 4] = -7e4f;
+    x[padded + 5] = 6e-8f;
+    const auto both = [&](const char* name, auto run) {
+        run(kernels, a);
+        run(portable, b);
+        expect_same(a, b, table.name + " " + name);
+    };
+    both("add", [&](const Kernels& k, Array<float>& y) { k.add(x.get(), other.get(), x.count, y.get()); });
+    both("rms_norm", [&](const Kernels& k, Array<float>& y) {
+        for (int t = 0; t < 16; ++t) k.rms_norm(x.get() + t * padded, other.get(), 1e-6f, cols, y.get() + t * padded);
+    });
+    for (int activation = 0; activation < 4; ++activation)
+        both("gated", [&](const Kernels& k, Array<float>& y) { k.gated(x.get(), other.get(), activation, x.count, y.get()); });
+    for (int half : {8, 16, 24, 48})
+        both("rope", [&](const Kernels& k, Array<float>& y) {
+            std::memcpy(y.get(), x.get(), 4 * x.count);
+            k.rope(y.get() + padded, other.get(), other.get() + half, half);
+        });
+    Array<uint16_t> half_a(x.count), half_b(x.count);
+    kernels.to_half(x.get(), x.count, half_a.get());
+    portable.to_half(x.get(), x.count, half_b.get());
+    expect_same(half_a, half_b, table.name + " to_half");
+
+    Array<int8_t> q[2] = {Array<int8_t>(x.count), Array<int8_t>(x.count)};
+    Array<float> scale[2] = {Array<float>(16 * 3), Array<float>(16 * 3)};
+    Array<int32_t> sum[2] = {Array<int32_t>(16 * 3), Array<int32_t>(16 * 3)};
+    for (int i = 0; i < 2; ++i) {
+        const QInput to = {q[i].get(), scale[i].get(), sum[i].get(), padded, 32, 3};
+        (i ? portable : kernels).quantize(x.get(), padded, cols, to, 0, 16);
+    }
+    expect_same(q[0], q[1], table.name + " quantize q");
+    expect_same(scale[0], scale[1], table.name + " quantize scale");
+    expect_same(sum[0], sum[1], table.name + " quantize sum");
+
+    // linear_float with 37 rows (3 panels) of every kind, 1..16 rows of x
+    const int rows = 37, panels = 3;
+    for (int bits : {2, 3, 4, 5, 6, 7, 8, 16, 32}) {
+        const Case c = {std::min(bits, 8), rows, cols, 32, 32, 16, true, false, false, false, Values::random};
+        Codes codes(c, panels * PANEL, padded);
+        Array<float> f32(size_t(panels) * PANEL * padded), scales(panels * 3 * PANEL);
+        Array<uint16_t> bf16(f32.count);
+        Array<uint8_t> zero(scales.count);
+        for (size_t i = 0; i < f32.count; ++i) {
+            f32[i] = random_float(-1, 1);
+            bf16[i] = to_bf16(f32[i]);
+        }
+        for (size_t i = 0; i < scales.count; ++i) {
+            scales[i] = random_float(0.01f, 0.02f);
+            zero[i] = static_cast<uint8_t>(random_int(0, (1 << c.bits) - 1));
+        }
+        Weight w = {Kind::codes, c.bits, rows, cols, padded, 32, 3, 32, codes.planes.get(), nullptr, scales.get(), zero.get()};
+        if (bits == 16) w.kind = Kind::bf16, w.data = reinterpret_cast<const uint8_t*>(bf16.get());
+        if (bits == 32) w.kind = Kind::f32, w.data = reinterpret_cast<const uint8_t*>(f32.get());
+        for (int x_rows = 1; x_rows <= 16; ++x_rows) {
+            Array<float> y[2] = {Array<float>(x_rows * panels * PANEL), Array<float>(x_rows * panels * PANEL)};
+            for (int i = 0; i < 2; ++i) {
+                const Kernels& k = i ? portable : kernels;
+                Array<uint8_t> scratch(k.float_scratch_bytes(w));
+                k.linear_float(w, other.get(), padded, 0, x_rows, 0, panels, {y[i].get(), panels * PANEL, nullptr, false},
+                               scratch.get());
+            }
+            expect_same(y[0], y[1], table.name + " linear_float, bits " + std::to_string(bits));
+        }
+    }
+
+    for (CacheType type : {CacheType::f16, CacheType::f32}) {
+        const int head_dim = 48, queries = 14;
+        Array<float> query(queries * head_dim), keys(head_dim * PAGE), values(head_dim * PAGE);
+        Array<uint16_t> keys16(keys.count), values16(values.count);
+        for (size_t i = 0; i < query.count; ++i) query[i] = random_float(-1, 1);
+        for (size_t i = 0; i < keys.count; ++i) keys[i] = random_float(-1, 1), values[i] = random_float(-1, 1);
+        portable.to_half(keys.get(), keys.count, keys16.get());
+        portable.to_half(values.get(), values.count, values16.get());
+        std::vector<int> seen(queries);
+        for (int& s : seen) s = random_int(0, PAGE);
+        Array<float> out[2] = {Array<float>(query.count), Array<float>(query.count)};
+        for (int i = 0; i < 2; ++i) {
+            Array<float> scores(queries * PAGE), most(queries), total(queries);
+            for (int r = 0; r < queries; ++r) most[r] = -INFINITY;
+            const bool half = type == CacheType::f16;
+            const PageAttention page = {query.get(), half ? static_cast<void*>(keys16.get()) : keys.get(),
+                                        half ? static_cast<void*>(values16.get()) : values.get(), type, queries, head_dim,
+                                        seen.data(), scores.get(), most.get(), total.get(), out[i].get()};
+            for (int turn = 0; turn < 2; ++turn) (i ? portable : kernels).attend(page);
+        }
+        expect_same(out[0], out[1], table.name + " attend");
+    }
+}
+
+// The emulated processor refuses what a real one would: run in a child, which must abort.
+template <class F>
+void expect_fault(const char* what, F run) {
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!std::freopen("/dev/null", "w", stderr)) _exit(1);
+        run();
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT, std::string("no fault: ") + what);
+}
+
+void check_faults() {
+    using namespace zeropoint::emulated;
+    static uint8_t config[64], memory[16 * 64];
+    const auto shape = [](int tile, int rows, int bytes) {
+        config[0] = 1;
+        config[48 + tile] = static_cast<uint8_t>(rows);
+        config[16 + 2 * tile] = static_cast<uint8_t>(bytes);
+    };
+    expect_fault("a tile before ldtilecfg", [] { _tile_loadd(4, memory, 64); });
+    expect_fault("a tile after tilerelease", [&] {
+        shape(4, 16, 64);
+        _tile_loadconfig(config);
+        _tile_release();
+        _tile_loadd(4, memory, 64);
+    });
+    expect_fault("a tile without rows", [&] {
+        shape(4, 16, 64);
+        _tile_loadconfig(config);
+        _tile_zero(5);
+    });
+    expect_fault("17 rows", [&] { shape(0, 17, 64), _tile_loadconfig(config); });
+    expect_fault("68 bytes", [&] { shape(0, 16, 68), _tile_loadconfig(config); });
+    expect_fault("rows without bytes", [&] { shape(0, 16, 0), _tile_loadconfig(config); });
+    expect_fault("reserved bytes", [&] { config[5] = 1, shape(0, 16, 64), _tile_loadconfig(config); });
+    expect_fault("mismatched shapes", [&] {
+        shape(0, 16, 64), shape(4, 16, 32), shape(6, 16, 64);
+        _tile_loadconfig(config);
+        _tile_dpbssd(0, 4, 6);
+    });
+}
+
+void check_choice() {
+    const auto names = available();
+    expect(!names.empty() && std::string(names[0]) == "portable", "portable is available first");
+    unsetenv("ZEROPOINT_ISA");
+    expect(choose().isa == std::string(names.back()), "the last is chosen");
+    for (const char* name : names) {
+        setenv("ZEROPOINT_ISA", name, 1);
+        expect(choose().isa == std::string(name), std::string("chosen: ") + name);
+    }
+    setenv("ZEROPOINT_ISA", "avx3", 1);
+    std::string error;
+    try {
+        choose();
+    } catch (const std::invalid_argument& e) {
+        error = e.what();
+    }
+    expect(error.find("avx3") != std::string::npos, "a wrong name is named");
+    for (const char* name : names) expect(error.find(name) != std::string::npos, "the error lists what is allowed");
+    unsetenv("ZEROPOINT_ISA");
+}
+
+}  // namespace
+
+int main() {
+    check_choice();
+    check_faults();
+
+    std::vector<Table> tables;
+    for (const char* name : available()) tables.push_back({kernels_named(name), name});
+    tables.push_back({&emulated_avx512_kernels(), "emulated avx512vnni"});
+    tables.push_back({&emulated_amx_kernels(), "emulated amx"});
+    for (const Table& table : tables) std::printf("%s\n", table.name.c_str());
+
+    // group 0: one for all columns
+    constexpr int SHAPES[][3] = {// cols, group, block
+                                 {32, 32, 32},  {64, 64, 64},   {128, 128, 128}, {96, 32, 32},   {160, 64, 32}, {160, 64, 64},
+                                 {224, 128, 64}, {288, 128, 128}, {256, 128, 32},  {90, 0, 32},    {150, 0, 64},  {200, 0, 128},
+                                 {192, 96, 96}, {224, 96, 96},  {384, 192, 192}, {416, 192, 64}, {33, 0, 128}};
+    int number = 0;
+    for (int bits = 2; bits <= 8; ++bits)
+        for (const bool zeros : {false, true})
+            for (const auto& shape : SHAPES)
+                for (int turn = 0; turn < 3; ++turn, ++number) {
+                    const int x_rows = turn == 0 ? 1 + number % 8 : turn == 1 ? random_int(9, 40) : random_int(9, 70);
+                    check_integer(tables, {bits, 1 + (number * 7) % 40, shape[0], shape[1], shape[2], x_rows, zeros,
+                                           (number & 1) != 0, (number & 2) != 0, (number & 4) != 0, Values::random});
+                }
+    for (int bits = 2; bits <= 8; ++bits)
+        for (const bool zeros : {false, true})
+            for (const Values values : {Values::largest, Values::smallest, Values::opposite})
+                for (int x_rows : {1, 4, 33})
+                    check_integer(tables, {bits, 48, 4096, 0, 4096, x_rows, zeros, true, false, false, values});
+    for (int x_rows = 1; x_rows <= 70; ++x_rows)
+        check_integer(tables, {4, 33, 160, 64, 64, x_rows, (x_rows & 1) != 0, true, true, true, Values::random});
+
+    for (int x_rows = 1; x_rows <= 70; ++x_rows)
+        check_bf16(tables, 1 + (x_rows * 7) % 60, random_int(1, 400), x_rows, x_rows % 2, x_rows % 3 == 0);
+
+    for (const Table& table : tables) check_floats(table);
+
+    std::printf("%d checks, %d failed\n", checks, failures);
+    return failures != 0;
+}
