@@ -12,7 +12,7 @@
 #include <cstring>
 #include <initializer_list>
 
-// Kernels unrolled over inlined emulations took gcc 12 minutes. What reads memory unseen must be inline for that.
+// Kernels unrolled over inlined emulations took gcc 12 minutes.
 #define EMULATED [[gnu::noinline]] inline
 #define UNSEEN [[gnu::always_inline]] inline
 
@@ -233,69 +233,69 @@ EMULATED __m256i _mm512_cvtps_ph(__m512 a, int imm) {
 struct Tiles {
     uint8_t config[64];            // as ldtilecfg read it; all 0: no tile may be used
     uint8_t data[8][16][64];
+    bool configured_now;           // and not used yet: ldtilecfg clears the tiles
 
     int rows(int tile) const { return config[48 + tile]; }
     int row_bytes(int tile) const { return config[16 + 2 * tile] | config[17 + 2 * tile] << 8; }
-    void must_exist(int tile) const {
-        if (config[0] != 1) fault("a tile is used without ldtilecfg");
+
+    void must_exist(int tile) {
+        must_be_configured();
+        if (configured_now) std::memset(data, 0, sizeof data);
+        configured_now = false;
         if (!rows(tile)) fault("a tile is used that has no rows");
+    }
+    // What ldtilecfg would refuse. Looked at when a tile is used, see _tile_loadconfig.
+    void must_be_configured() const {
+        if (config[0] == 0) fault("a tile is used without ldtilecfg");
+        if (config[0] != 1) fault("ldtilecfg: unknown palette");
+        if (config[1]) fault("ldtilecfg: starts at a row, which is only for resuming");
+        for (int i = 2; i < 64; ++i)
+            if ((i < 16 || (i >= 32 && i < 48) || i >= 56) && config[i]) fault("ldtilecfg: reserved bytes are not 0");
+        for (int i = 0; i < 8; ++i) {
+            if (rows(i) > 16 || row_bytes(i) > 64) fault("ldtilecfg: a tile is larger than 16 x 64 bytes");
+            if (!rows(i) != !row_bytes(i)) fault("ldtilecfg: a tile has rows without bytes or bytes without rows");
+        }
     }
 };
 
-inline Tiles& tiles() {
-    static thread_local Tiles state = {};
-    return state;
-}
+inline thread_local Tiles tiles = {};
 
-// Copy n bytes behind the back of the compiler, as gcc 12's intrinsics have ldtilecfg and tileloadd read memory: stores to
-// `from` that no barrier orders may come too late, or never. Sanitizers see a copy.
-UNSEEN void read_unseen(Tiles& state, uint8_t* to, const void* from, size_t n) {
+EMULATED void _tile_release() { tiles = Tiles{}; }
+
+// Reads 64 bytes, but tells the compiler of 8, as gcc 12's <immintrin.h> does: without a barrier before it, stores to the
+// rest of the configuration are removed here just as there. Any call in here would keep them. Sanitizers see a copy.
+UNSEEN void _tile_loadconfig(const void* config) {
+    tiles.configured_now = true;
 #ifdef __SANITIZE_ADDRESS__
-    (void)state;
-    std::memcpy(to, from, n);
+    std::memcpy(tiles.config, config, 64);
 #else
-    asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n), "+m"(state));
+    asm volatile("lea %X0, %%rsi\n\tmov %1, %%rdi\n\tmov $64, %%ecx\n\trep movsb"
+                 :
+                 : "m"(*static_cast<const void* const*>(config)), "r"(tiles.config)
+                 : "rsi", "rdi", "rcx");
 #endif
 }
 
-EMULATED void _tile_release() { tiles() = Tiles{}; }
-
-UNSEEN void _tile_loadconfig(const void* config) {
-    Tiles& t = tiles();
-    t = Tiles{};
-    read_unseen(t, t.config, config, 64);
-    if (t.config[0] == 0) return _tile_release();
-    if (t.config[0] != 1) fault("ldtilecfg: unknown palette");
-    if (t.config[1]) fault("ldtilecfg: starts at a row, which is only for resuming");
-    for (int i = 2; i < 64; ++i)
-        if ((i < 16 || (i >= 32 && i < 48) || i >= 56) && t.config[i]) fault("ldtilecfg: reserved bytes are not 0");
-    for (int i = 0; i < 8; ++i) {
-        if (t.rows(i) > 16 || t.row_bytes(i) > 64) fault("ldtilecfg: a tile is larger than 16 x 64 bytes");
-        if (!t.rows(i) != !t.row_bytes(i)) fault("ldtilecfg: a tile has rows without bytes or bytes without rows");
-    }
-}
-
 EMULATED void _tile_zero(int tile) {
-    tiles().must_exist(tile);
-    std::memset(tiles().data[tile], 0, sizeof tiles().data[tile]);
+    tiles.must_exist(tile);
+    std::memset(tiles.data[tile], 0, sizeof tiles.data[tile]);
 }
 
 // What is past the rows and bytes of the tile becomes 0.
-UNSEEN void _tile_loadd(int tile, const void* base, long stride) {
+EMULATED void _tile_loadd(int tile, const void* base, long stride) {
     _tile_zero(tile);
-    Tiles& t = tiles();
-    for (int row = 0; row < t.rows(tile); ++row)
-        read_unseen(t, t.data[tile][row], static_cast<const uint8_t*>(base) + row * stride, t.row_bytes(tile));
+    for (int row = 0; row < tiles.rows(tile); ++row)
+        std::memcpy(tiles.data[tile][row], static_cast<const uint8_t*>(base) + row * stride, tiles.row_bytes(tile));
 }
 
 EMULATED void _tile_stored(int tile, void* base, long stride) {
-    tiles().must_exist(tile);
-    for (int row = 0; row < tiles().rows(tile); ++row)
-        std::memcpy(static_cast<uint8_t*>(base) + row * stride, tiles().data[tile][row], tiles().row_bytes(tile));
+    tiles.must_exist(tile);
+    for (int row = 0; row < tiles.rows(tile); ++row)
+        std::memcpy(static_cast<uint8_t*>(base) + row * stride, tiles.data[tile][row], tiles.row_bytes(tile));
 }
 
 inline void must_multiply(int sum, int a, int b) {
-    const Tiles& t = tiles();
+    Tiles& t = tiles;
     for (int tile : {sum, a, b}) {
         t.must_exist(tile);
         if (t.row_bytes(tile) % 4) fault("a tile product of rows that are no multiple of 4 bytes");
@@ -309,7 +309,7 @@ inline void must_multiply(int sum, int a, int b) {
 template <class A, class B>
 void multiply_bytes(int sum, int a, int b) {
     must_multiply(sum, a, b);
-    Tiles& t = tiles();
+    Tiles& t = tiles;
     for (int m = 0; m < t.rows(a); ++m)
         for (int k = 0; k < t.row_bytes(a) / 4; ++k)
             for (int n = 0; n < t.row_bytes(b) / 4; ++n) {
@@ -331,7 +331,7 @@ inline float without_denormal(float x) { return std::fpclassify(x) == FP_SUBNORM
 // product, then both together, then onto the sum; denormals are 0 as operands and as results.
 EMULATED void _tile_dpbf16ps(int sum, int a, int b) {
     must_multiply(sum, a, b);
-    Tiles& t = tiles();
+    Tiles& t = tiles;
     const auto value = [](const uint8_t* p) {
         const uint32_t bits = uint32_t(p[0]) << 16 | uint32_t(p[1]) << 24;
         float x;

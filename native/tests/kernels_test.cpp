@@ -13,9 +13,10 @@
 #include <string>
 #include <vector>
 
+#define ZEROPOINT_EMULATED
 #include "cpu.h"
-#include "emulation.h"
 #include "kernels.h"
+#include "tiles.h"
 
 namespace zeropoint {
 const Kernels& emulated_avx512_kernels();
@@ -414,15 +415,33 @@ void check_faults() {
         _tile_loadconfig(config);
         _tile_zero(5);
     });
-    expect_fault("17 rows", [&] { shape(0, 17, 64), _tile_loadconfig(config); });
-    expect_fault("68 bytes", [&] { shape(0, 16, 68), _tile_loadconfig(config); });
-    expect_fault("rows without bytes", [&] { shape(0, 16, 0), _tile_loadconfig(config); });
-    expect_fault("reserved bytes", [&] { config[5] = 1, shape(0, 16, 64), _tile_loadconfig(config); });
+    expect_fault("17 rows", [&] { shape(0, 17, 64), _tile_loadconfig(config), _tile_zero(0); });
+    expect_fault("68 bytes", [&] { shape(0, 16, 68), _tile_loadconfig(config), _tile_zero(0); });
+    expect_fault("rows without bytes", [&] { shape(0, 16, 0), _tile_loadconfig(config), _tile_zero(0); });
+    expect_fault("reserved bytes", [&] { config[5] = 1, shape(0, 16, 64), _tile_loadconfig(config), _tile_zero(0); });
     expect_fault("mismatched shapes", [&] {
         shape(0, 16, 64), shape(4, 16, 32), shape(6, 16, 64);
         _tile_loadconfig(config);
         _tile_dpbssd(0, 4, 6);
     });
+}
+
+// Nothing but the instruction reads the configuration: gcc must be kept from removing the stores to it.
+[[gnu::noinline]] void only_configure(int rows, int step) { emulated::configure_tiles(rows, step); }
+
+void check_configuration() {
+    const auto is = [](int tile, int rows, int bytes) {
+        return emulated::tiles.rows(tile) == rows && emulated::tiles.row_bytes(tile) == bytes;
+    };
+    for (int rows = 1; rows <= 32; ++rows)
+        for (int step : {32, 64}) {
+            only_configure(rows, step);
+            const int low = std::min(rows, 16), high = rows - low;
+            const bool all = is(0, low, 64) && is(1, low, 64) && is(2, high, high ? 64 : 0) && is(3, high, high ? 64 : 0) &&
+                             is(4, low, step) && is(5, high, high ? step : 0) && is(6, step / 4, 64) && is(7, step / 4, 64);
+            expect(all, "tiles for " + std::to_string(rows) + " rows, step " + std::to_string(step));
+        }
+    emulated::_tile_release();
 }
 
 void check_choice() {
@@ -451,6 +470,7 @@ void check_choice() {
 int main() {
     check_choice();
     check_faults();
+    check_configuration();
 
     std::vector<Table> tables;
     for (const char* name : available()) tables.push_back({kernels_named(name), name});
