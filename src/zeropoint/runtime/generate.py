@@ -22,7 +22,7 @@ from zeropoint.runtime.weights import Weights
 def load(
     path: str | Path,
     *,
-    runtime: Literal["native", "torch"] = "torch",
+    runtime: Literal["native", "torch"] = "native",
     threads: int | None = None,
     activations: Literal["int8", "float"] = "int8",
     embeddings: Literal["stored", "int8"] = "stored",
@@ -38,7 +38,7 @@ def load(
         raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")
     weights = Weights(open_checkpoint(path))
     if runtime == "native":
-        from zeropoint.runtime.native_runner import NativeRunner  # type: ignore[import,unused-ignore]
+        from zeropoint.runtime.native_runner import NativeRunner
 
         return LanguageModel(
             weights, NativeRunner(weights, threads=threads, activations=activations, embeddings=embeddings)
@@ -53,7 +53,8 @@ class LanguageModel:
 
     def __init__(self, weights: Weights, runner: Runner) -> None:
         self._weights = weights
-        self._runner = runner
+        self.runner = runner
+        """What computes: sessions of it, and for the native one its memory and speed."""
         self._tokenizer: Tokenizer | None = None
 
     @property
@@ -70,11 +71,11 @@ class LanguageModel:
 
     def session(self) -> Session:
         """Return an empty session: what `zeropoint.runtime.conversation` keeps from one answer to the next."""
-        return self._runner.session()
+        return self.runner.session()
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return logits (time, vocabulary), one row for each of `tokens` (time,)."""
-        return self._runner.logits(tokens)
+        return self.runner.logits(tokens)
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
