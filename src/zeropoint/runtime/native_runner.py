@@ -6,9 +6,10 @@ embeddings are one weight, whose rows are looked up and whose panels are multipl
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block
 from zeropoint.runtime import _native
-from zeropoint.runtime.ops_native import LayerPart, NativeOps, compile_program
+from zeropoint.runtime.ops_native import LayerPart, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import PackedWeight
 
@@ -57,13 +58,15 @@ class NativeRunner:
         self._config = weights.model.config
         self._halves = cache == "float16"
         self._pool = _native.Pool(threads or _native.usable_cores())
-        self._loader = _Loader(weights, self._pool)
-        self._program = self._compile(weights, activations, embeddings)
-        self.weight_bytes = self._loader.bytes
+        loader = _Loader(weights, self._pool)
+        self._operations, self._head = _record(weights, loader, embeddings)
+        self._program = self._compile(activations)
+        self.weight_bytes = loader.bytes
         """Memory that the weights take."""
-        self.expanded = tuple(self._loader.expanded)
+        self.token_bytes = loader.bytes - loader.looked_up_bytes
+        """Bytes of weights that are read for each token: all but an embedding that is no head too."""
+        self.expanded = tuple(loader.expanded)
         """Linears whose groups the kernels cannot run, which are held as float32 instead."""
-        del self._loader
         if self.expanded:
             _log.warning(
                 "%d linears are held as float32: their groups are no multiples of 32 columns (%s ...)",
@@ -90,21 +93,45 @@ class NativeRunner:
         """Return logits (time, vocabulary)."""
         return self.session().logits(tokens, wanted=len(tokens))
 
-    def _compile(self, weights: Weights, activations: Activations, embeddings: Embeddings) -> _native.Program:
-        model, ops, loader = weights.model, NativeOps(), self._loader
-        table_name, norm_name, *head_name = model.outer_tensors()
-        rounded = embeddings == "int8"
-        table = loader.table(table_name, rounded=rounded)
-        head = loader.table(head_name[0], rounded=rounded) if head_name else table
-        x = model.embed(ops, {table_name: table}, None)
-        for index in range(model.config.layers):
-            block = Block(model.config, ops, loader.block(index))
-            x = block.run(model.flow, x, LayerPart(index))
-        self.token_bytes = loader.bytes - (table.bytes if head is not table else 0)
-        """Bytes of weights that are read for each token: all but an embedding that is no head too."""
-        begin_head = len(ops.operations)
-        model.head(ops, {norm_name: loader.vector(norm_name), "lm_head.weight": head}, x)
-        return compile_program(ops.operations, head=begin_head, pool=self._pool, floats=activations == "float")
+    @property
+    def has_integers(self) -> bool:
+        """Whether any linear has integer weights, so that `activations` makes a difference."""
+        return any(not weight.is_float for weight in self._linear_weights())
+
+    def with_activations(self, activations: Activations) -> Self:
+        """Return a runner of the same weights, in the same memory, that rounds activations otherwise."""
+        other = copy.copy(self)
+        other._program = self._compile(activations)
+        return other
+
+    def _compile(self, activations: Activations) -> _native.Program:
+        if activations not in ("int8", "float"):
+            raise InputError(f"activations is {activations!r}; it must be 'int8' or 'float'")
+        return compile_program(self._operations, head=self._head, pool=self._pool, floats=activations == "float")
+
+    def _linear_weights(self) -> Iterator[_native.Weight]:
+        return (operation.detail["weight"] for operation in self._operations if operation.kind == "linear")
+
+
+def _record(weights: Weights, loader: _Loader, embeddings: Embeddings) -> tuple[tuple[Operation, ...], int]:
+    """Load all weights and return the operations of the model, and the index of the first one of the head."""
+    model, ops = weights.model, NativeOps()
+    table_name, norm_name, *head_name = model.outer_tensors()
+    if embeddings not in ("stored", "int8"):
+        raise InputError(f"embeddings is {embeddings!r}; it must be 'stored' or 'int8'")
+    rounded = embeddings == "int8"
+    table = loader.table(table_name, rounded=rounded)
+    head = table
+    if head_name:
+        loader.looked_up_bytes = table.bytes
+        head = loader.table(head_name[0], rounded=rounded)
+    x = model.embed(ops, {table_name: table}, None)
+    for index in range(model.config.layers):
+        block = Block(model.config, ops, loader.block(index))
+        x = block.run(model.flow, x, LayerPart(index))
+    begin_head = len(ops.operations)
+    model.head(ops, {norm_name: loader.vector(norm_name), "lm_head.weight": head}, x)
+    return tuple(ops.operations), begin_head
 
 
 class NativeSession:
@@ -160,6 +187,7 @@ class _Loader:
         self._checkpoint = weights.checkpoint
         self._pool = pool
         self.bytes = 0
+        self.looked_up_bytes = 0
         self.expanded: list[str] = []
 
     def block(self, index: int) -> dict[str, Any]:
@@ -242,7 +270,7 @@ class _Loader:
         return rows, cols
 
     def _dtype(self, name: str) -> str:
-        return self._info(name).dtype
+        return str(self._info(name).dtype)
 
     def _info(self, name: str) -> Any:
         return self._checkpoint.tensors[self._checkpoint.tied.get(name, name)]

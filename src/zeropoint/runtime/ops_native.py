@@ -1,7 +1,7 @@
 """The ops of `models.parts.Ops` for the native runtime: they compute nothing, they write down what is to be computed.
 
-A model file is run once with these ops. What it does with the values is recorded, put into the form that native/program.h
-executes, and from then on a token is one call into C++, however many operations it takes:
+A model file is run once with these ops. What it does with the values is recorded and put into the form that
+native/program.h executes; from then on a token is one call into C++, however many operations it takes:
 
     model file --NativeOps--> list of operations --compile--> steps: linears that read the same value in one step,
                                                               a residual added where its linear writes,
