@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard native/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@

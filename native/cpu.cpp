@@ -72,8 +72,10 @@ std::vector<const Kernels*> tables() {
         if (runs && table()) all.push_back(table());
     };
     offer(cpu().avx2, avx2_kernels);
+#if defined(ZEROPOINT_HAS_WIDE)                                         // compiled in, see wide.cmake
     offer(cpu().avx512vnni, avx512_kernels);
     offer(cpu().amx, amx_kernels);
+#endif
 #endif
     return all;
 }

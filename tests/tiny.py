@@ -23,6 +23,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+import zeropoint
+from zeropoint.recipe import load_recipe
+
 THETA = 10000.0
 MAX_POSITIONS = 512
 NORM_EPS = 1e-5
@@ -176,6 +179,14 @@ def make_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return Path(path)
+
+
+def quantized(folder: Path, recipe: str = "w4a16") -> Path:
+    """Write a tiny Llama and what `recipe` makes of it, rounded to nearest, and return the folder of the latter."""
+    rules = ["weights.group_size=32"] if load_recipe(recipe).weights.granularity == "group" else []
+    settings = load_recipe(recipe, [*rules, "rounding=rtn", "range=minmax"])
+    zeropoint.quantize(make_llama(folder / "model"), folder / "quantized", recipe=settings)
+    return folder / "quantized"
 
 
 def weights(sizes: Sizes) -> dict[str, torch.Tensor]:

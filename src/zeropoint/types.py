@@ -1,4 +1,4 @@
-"""The nouns that flow through zeropoint: Scheme, QParams, QTensor, Stats.
+"""The nouns that flow through zeropoint: Scheme, QParams, QTensor, PackedWeight, Stats.
 
 One formula is behind all of them, with Z an integer inside [q_min, q_max] and a range that always contains 0:
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Granularity: TypeAlias = Literal["tensor", "channel", "group"]
@@ -97,6 +99,35 @@ class QTensor:
         """(rows, cols) of the weight that the codes stand for."""
         rows, cols = self.codes.shape
         return rows, cols
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A tensor as a file holds it, without torch.
+
+    values: any shape; what numpy lacks as its bits (bfloat16 in uint16). dtype: its name in torch ("bfloat16").
+    """
+
+    values: NDArray[np.generic]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One quantized weight as it runs: its codes still packed, and no torch.
+
+    words: uint32 (rows, ceil(cols * bits / 32)). A row is one little-endian stream of bits, code i in the bits
+        [i * bits, (i + 1) * bits) from the lowest bit of the first word on, unsigned: q + 2^(bits - 1).
+    scale: float32 (rows, groups), > 0 and finite; (1, 1) per tensor, (rows, 1) per channel.
+    zero_point: int8, in the shape of scale, in [q_min, q_max], signed as q is; None when the scheme is symmetric.
+    shape: (rows, cols).
+    """
+
+    words: NDArray[np.uint32]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int8] | None
+    shape: tuple[int, int]
+    scheme: Scheme
 
 
 # Statistics: what an observer says about the activations that it has seen. `count` is always a number of tokens.

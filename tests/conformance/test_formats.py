@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from torch import Tensor
 from golden.formats import SAMPLES, golden_path, packed, qtensor, read
 from zeropoint import find
 from zeropoint.errors import SchemeError
-from zeropoint.types import Granularity, QParams, QTensor, ScaleDtype, Scheme
+from zeropoint.types import Granularity, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
 
 FORMATS = find.names("formats")
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -76,6 +77,30 @@ def test_what_is_unpacked_is_what_was_packed(name: str, q: QTensor) -> None:
     assert same(back.qparams.scale, q.qparams.scale)
     assert same(back.qparams.zero_point, q.qparams.zero_point)
     assert back.scheme == q.scheme
+    stored = {part: as_read(tensor) for part, tensor in tensors.items()}
+    packed_weight = module.read_packed(LAYER, stored, q.scheme)
+    assert packed_weight.shape == q.shape
+    assert packed_weight.scheme == q.scheme
+    assert unpacked(packed_weight) == (q.codes.int() + (1 << (q.scheme.bits - 1))).tolist()
+    assert same(torch.from_numpy(packed_weight.scale), q.qparams.scale)
+    if q.qparams.zero_point is None:
+        assert packed_weight.zero_point is None
+    else:
+        assert same(torch.from_numpy(packed_weight.zero_point), q.qparams.zero_point.to(torch.int8))
+
+
+def as_read(tensor: Tensor) -> StoredArray:
+    """A tensor as `Checkpoint.read_array` reads it."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return StoredArray((tensor.view(torch.uint16) if dtype == "bfloat16" else tensor).numpy(), dtype)
+
+
+def unpacked(weight: PackedWeight) -> list[list[int]]:
+    """The codes of a packed weight by the definition: the bits of a row as one integer, cut from its lowest bit on."""
+    assert weight.words.dtype == np.uint32
+    bits, cols = weight.scheme.bits, weight.shape[1]
+    streams = [sum(word << (32 * index) for index, word in enumerate(row)) for row in weight.words.tolist()]
+    return [[stream >> (index * bits) & ((1 << bits) - 1) for index in range(cols)] for stream in streams]
 
 
 @pytest.mark.parametrize("name", FORMATS)

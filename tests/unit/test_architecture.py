@@ -11,6 +11,7 @@ import pytest
 
 import zeropoint
 from child import run_python
+from tiny import make_gguf, quantized
 
 PACKAGE = Path(zeropoint.__file__).parent
 PROJECT = PACKAGE.parents[1]
@@ -147,6 +148,30 @@ def test_what_starts_the_command_line_brings_no_torch_along() -> None:
         "    importlib.import_module(name)\n    assert 'torch' not in sys.modules, name"
     )
     assert run_python(code) == ""
+
+
+def test_a_packed_model_is_read_and_spoken_with_without_torch(tmp_path: Path) -> None:
+    folder = quantized(tmp_path)
+    gguf = make_gguf(tmp_path / "m.gguf", quantization="Q8_0")
+    code = f"""
+import sys
+from zeropoint.runtime import conversation, decode, generate, runner, sampler, weights
+from zeropoint.formats import compressed_tensors
+from zeropoint.checkpoint import load_tokenizer, open_checkpoint
+from zeropoint.models.parts import linear_names
+
+packed = weights.Weights(open_checkpoint({str(folder)!r}))
+for name in linear_names(packed.model):
+    assert packed.packed_linear(name).words.dtype == "uint32", name
+for checkpoint in (packed.checkpoint, open_checkpoint({str(gguf)!r})):
+    assert checkpoint.read_array("model.embed_tokens.weight", rows=(3, 5)).shape == (2, 64)
+    assert checkpoint.read_array("model.norm.weight").shape == (64,)
+    tokenizer = load_tokenizer(checkpoint)
+    assert tokenizer.decode(tokenizer.encode(tokenizer.chat([dict(role="user", content="hello")])))
+    weights.Weights(checkpoint)
+print("torch" in sys.modules)
+"""
+    assert run_python(code) == "False"
 
 
 def test_no_import_runs_in_a_circle() -> None:

@@ -3,6 +3,7 @@
     checkpoint = open_checkpoint("SmolLM2-135M")      # a folder with safetensors, or one .gguf file
     checkpoint.config, checkpoint.tensors             # from the headers alone
     checkpoint.read("model.norm.weight")              # one tensor, in memory of its own
+    checkpoint.read_array("model.norm.weight")        # the same without torch, or some rows of it
     load_tokenizer(checkpoint).encode("some text")
 
     with Writer("out", source=checkpoint.path) as writer:

@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into
+from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into, rows_of
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
 from zeropoint.checkpoint.writer import write_side_file
 from zeropoint.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -40,12 +42,19 @@ class Folder:
         """Return one tensor, or what it is tied to, in its stored dtype and in memory of its own."""
         import torch
 
-        info = self.tensors.get(self.tied.get(name, name))
-        if info is None:
-            raise no_such_tensor(name, self.path, self.tensors)
-        tensor = torch.empty(info.shape, dtype=getattr(torch, DTYPES[info.dtype].torch_name))
-        read_into(info, tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return tensor
+        values = self.read_array(name)
+        dtype: torch.dtype = getattr(torch, DTYPES[self._info(name).dtype].torch_name)
+        # of an empty array from_numpy makes a stride of 0, which cannot be seen as bytes
+        return torch.from_numpy(values).view(dtype) if values.size else torch.empty(values.shape, dtype=dtype)
+
+    def read_array(self, name: str, *, rows: tuple[int, int] | None = None) -> NDArray[np.generic]:
+        """Return one tensor, or some rows of it, in its stored dtype; bfloat16 and float8 as their bits."""
+        import numpy as np
+
+        info = self._info(name) if rows is None else rows_of(self._info(name), rows)
+        values = np.empty(info.shape, dtype=DTYPES[info.dtype].numpy_name)
+        read_into(info, values.reshape(-1).view(np.uint8).data)
+        return values
 
     def side_file(self, name: str) -> bytes | None:
         """Return the content of a file in the folder, or None if there is none of that name."""
@@ -61,6 +70,12 @@ class Folder:
         """Copy tokenizer, chat template, generation config and licence; never weights, pickles, code or config.json."""
         for name in sorted(_side_file_names(self.path)):
             write_side_file(folder / name, self.side_file(name) or b"")
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(self.tied.get(name, name))
+        if info is None:
+            raise no_such_tensor(name, self.path, self.tensors)
+        return info
 
     def _find_tied(self) -> dict[str, str]:
         """Return which of embedding and head is the other one, if config.json says that they are one.

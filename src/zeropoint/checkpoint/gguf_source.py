@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.checkpoint.gguf_config import llama3_scaling, llama_config
-from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into
+from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into, rows_of
 from zeropoint.checkpoint.writer import write_side_file
 from zeropoint.errors import CheckpointError
 
@@ -95,14 +95,20 @@ class Gguf:
         """Return one tensor, or what it is tied to, as float32 in memory of its own."""
         import torch
 
+        return torch.from_numpy(self.read_array(name))
+
+    def read_array(self, name: str, *, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """Return one tensor, or some rows of it, as float32; only these rows are read unless they are interleaved."""
         info = self.tensors.get(self.tied.get(name, name))
         if info is None:
             raise no_such_tensor(name, self.path, self.tensors)
-        values = _dequantize(info)
-        for linear, heads in self._architecture.interleaved.items():
-            if info.name.rsplit(".", 1)[0].endswith(linear):
-                values = _apart(values, self.config[heads], info)
-        return torch.from_numpy(values)
+        part = info if rows is None else rows_of(info, rows)
+        heads = self._heads(info)
+        # the values of a vector share blocks, and the rows of interleaved heads lie among those of their whole head
+        if heads is None and len(info.shape) > 1:
+            return _dequantize(part)
+        values = _dequantize(info) if heads is None else _apart(_dequantize(info), heads, info)
+        return values if rows is None else values[slice(*rows)].copy()
 
     def side_file(self, name: str) -> bytes | None:
         """Return tokenizer.json, tokenizer_config.json, generation_config.json or chat_template.jinja, else None."""
@@ -112,6 +118,14 @@ class Gguf:
         """Write the side files that `side_file` knows."""
         for name, content in self._side_files.items():
             write_side_file(folder / name, content)
+
+    def _heads(self, info: TensorInfo) -> int | None:
+        """Return the number of heads whose rows are interleaved in a tensor, or None."""
+        linear = info.name.rsplit(".", 1)[0]
+        for name, heads in self._architecture.interleaved.items():
+            if linear.endswith(name):
+                return int(self.config[heads])
+        return None
 
     @functools.cached_property
     def _side_files(self) -> dict[str, bytes]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, InternalError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 NEVER_UNPICKLED = (
@@ -59,6 +61,14 @@ class Checkpoint(Protocol):
 
         The dtype is the stored one; every GGUF type becomes float32.
         Raises: CheckpointError if there is no such tensor or its file has changed or cannot be read.
+        """
+
+    def read_array(self, name: str, *, rows: tuple[int, int] | None = None) -> NDArray[np.generic]:
+        """Return what `read` returns as an array, without torch.
+
+        rows: (start, stop) of the first axis, to read a large tensor in slabs; None is all of them. What numpy lacks
+        comes as its bits: bfloat16 in uint16, float8 in uint8; `tensors[name].dtype` tells them from integers.
+        Raises: CheckpointError as `read`; InternalError if the tensor does not have these rows.
         """
 
     def side_file(self, name: str) -> bytes | None:
@@ -126,6 +136,23 @@ def read_into(info: TensorInfo, buffer: memoryview, *, start: int = 0) -> None:
             f"{info.file}: {info.name} ends {len(buffer) - done} bytes early; the file changed after it was opened, "
             "run again when nothing writes to it"
         )
+
+
+def rows_of(info: TensorInfo, rows: tuple[int, int]) -> TensorInfo:
+    """Return where the rows (start, stop) of a tensor lie: a tensor of its own. A row takes a whole number of bytes.
+
+    Raises: InternalError if the tensor does not have these rows.
+    """
+    start, stop = rows
+    if not info.shape or not 0 <= start <= stop <= info.shape[0]:
+        raise InternalError(f"{info.file}: {info.name} of shape {info.shape} does not have the rows {start} to {stop}")
+    row_bytes = info.size_bytes // max(info.shape[0], 1)
+    return replace(
+        info,
+        shape=(stop - start, *info.shape[1:]),
+        size_bytes=(stop - start) * row_bytes,
+        offset=info.offset + start * row_bytes,
+    )
 
 
 def no_such_tensor(name: str, path: Path, known: Mapping[str, TensorInfo]) -> CheckpointError:

@@ -30,28 +30,29 @@ MAX_DIMENSIONS = 64  # numpy's
 
 @dataclass(frozen=True)
 class Dtype:
-    """bytes: of one value. torch_name: the attribute of torch."""
+    """bytes: of one value. torch_name: the attribute of torch. numpy_name: of the same, or of its bits."""
 
     bytes: int
     torch_name: str
+    numpy_name: str
 
 
 DTYPES: Mapping[str, Dtype] = {
-    "F64": Dtype(8, "float64"),
-    "F32": Dtype(4, "float32"),
-    "F16": Dtype(2, "float16"),
-    "BF16": Dtype(2, "bfloat16"),
-    "F8_E4M3": Dtype(1, "float8_e4m3fn"),
-    "F8_E5M2": Dtype(1, "float8_e5m2"),
-    "I64": Dtype(8, "int64"),
-    "I32": Dtype(4, "int32"),
-    "I16": Dtype(2, "int16"),
-    "I8": Dtype(1, "int8"),
-    "U64": Dtype(8, "uint64"),
-    "U32": Dtype(4, "uint32"),
-    "U16": Dtype(2, "uint16"),
-    "U8": Dtype(1, "uint8"),
-    "BOOL": Dtype(1, "bool"),
+    "F64": Dtype(8, "float64", "float64"),
+    "F32": Dtype(4, "float32", "float32"),
+    "F16": Dtype(2, "float16", "float16"),
+    "BF16": Dtype(2, "bfloat16", "uint16"),
+    "F8_E4M3": Dtype(1, "float8_e4m3fn", "uint8"),
+    "F8_E5M2": Dtype(1, "float8_e5m2", "uint8"),
+    "I64": Dtype(8, "int64", "int64"),
+    "I32": Dtype(4, "int32", "int32"),
+    "I16": Dtype(2, "int16", "int16"),
+    "I8": Dtype(1, "int8", "int8"),
+    "U64": Dtype(8, "uint64", "uint64"),
+    "U32": Dtype(4, "uint32", "uint32"),
+    "U16": Dtype(2, "uint16", "uint16"),
+    "U8": Dtype(1, "uint8", "uint8"),
+    "BOOL": Dtype(1, "bool", "bool"),
 }
 
 

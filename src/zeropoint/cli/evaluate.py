@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -48,6 +49,20 @@ from zeropoint.cli.options import Share, example, json_option, threads_option
     multiple=True,
     help="End with exit code 1 on this verdict; can be given again.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["native", "torch"]),
+    default="native",
+    show_default=True,
+    help="native judges what runs when OUT is used; torch the float32 that its integers stand for, block by block.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="What OUT's linears read in the native runtime.",
+)
 @threads_option
 @json_option
 def command(
@@ -59,6 +74,8 @@ def command(
     length: int,
     max_windows: int | None,
     fail_on: tuple[str, ...],
+    runtime: Literal["native", "torch"],
+    activations: Literal["int8", "float"],
     as_json: bool,
 ) -> int:
     """Compare OUT with the model it was made from, and give a verdict.
@@ -81,6 +98,8 @@ def command(
             margin=margin,
             length=length,
             max_windows=max_windows,
+            runtime=runtime,
+            activations=activations,
             progress=progress,
         )
     if as_json:

@@ -183,6 +183,9 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     verdict: of ratio_interval95 against 1 + margin; explanation says it in a sentence. tokens_needed: how long a text
     would decide, in all; None when the verdict is given, or when nothing can be said.
     kl_p99: 99 % of the tokens have a smaller KL. top1_agreement: share of tokens with the same likeliest successor.
+    runtime: what ran both models: "native" and the instruction set, or "torch". activations: "int8" if the quantized
+    model rounded the inputs of its linears too, else "float". activations_kl: what that alone costs, the mean KL from
+    the same model with float inputs, in nats per token, on the first windows; None where they are not rounded.
     fallbacks: what was done otherwise than asked, a sentence each.
     """
 
@@ -205,6 +208,9 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     kl_max: float
     top1_agreement: float
     top1_interval95: Interval95 | None
+    runtime: str
+    activations: Literal["int8", "float"]
+    activations_kl: float | None
     size: Size
     size_reference: Size
     elapsed_s: float

@@ -1,7 +1,9 @@
 """Judge a written model against its reference: read both back from disk, run both over the same windows, compare.
 
-Both models walk block by block, so that memory holds one block and the activations, whatever their depth; then the two
-heads run over the same window and the logits are compared and dropped.
+native   both models in memory, as they are when they serve: the quantized one with the kernels that multiply its
+         integers and round what they read, the reference with float32 activations. Judges what really runs.
+torch    both models block by block, in the float32 that the integers stand for: memory holds one block and the
+         activations, whatever the depth; then the two heads run over the same window.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +34,7 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Windows, judging_windows
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.runtime.native_runner import NativeRunner, NativeSession
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 
@@ -37,6 +43,15 @@ BATCH_TOKENS = 4096
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations above this, half of it for each model, wait on disk."""
+
+LOGIT_ROWS = 128
+"""Tokens of a window whose logits are in memory at once, in the native runtime."""
+
+ACTIVATION_WINDOWS = 8
+"""Windows on which the cost of rounding activations is measured."""
+
+Runtime = Literal["native", "torch"]
+Activations8 = Literal["int8", "float"]
 
 
 def evaluate(
@@ -47,18 +62,23 @@ def evaluate(
     margin: float = 0.01,
     length: int = 512,
     max_windows: int | None = None,
+    runtime: Runtime = "native",
+    activations: Activations8 = "int8",
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Compare the model in the folder `output` with the one it was made from; write results.json beside its weights.
 
     reference: a folder or a .gguf file. text: .txt or .jsonl, tokenized by the reference's tokenizer and cut into
     windows of `length` tokens, of which `max_windows`, evenly spread, are used. margin: the rise of perplexity that
-    still counts as equivalent, a fraction.
+    still counts as equivalent, a fraction. runtime: "native" judges what runs when the model is used; "torch" the
+    float32 that its integers stand for, in the memory of one block. activations: of the quantized model, native only.
 
     Raises: InputError, by one of its subclasses, if a model or the text cannot be read, if the two models have
     different vocabularies, or if results.json cannot be written.
     """
     started_s = time.perf_counter()
+    if runtime not in ("native", "torch"):
+        raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")
     if not margin > 0:
         raise InputError(f"margin is {margin}; it is the rise of perplexity that counts as equivalent, such as 0.01")
     judged, original = Weights(open_checkpoint(output)), Weights(open_checkpoint(reference))
@@ -71,7 +91,12 @@ def evaluate(
             "give the model that it was made from as reference"
         )
     windows = judging_windows(text, load_tokenizer(original.checkpoint), length=length, max_windows=max_windows)
-    scores = _scores(original, judged, windows, progress)
+    report = progress or (lambda step: None)
+    if runtime == "native":
+        run = _run_native(original, judged, windows, activations, report)
+    else:
+        run = _Run(_scores(original, judged, windows, report), "torch", None)
+    scores = run.scores
     count = len(windows.tokens)
     kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
     judgement = judge(
@@ -101,6 +126,9 @@ def evaluate(
         kl_max=float(scores.kl.max()),
         top1_agreement=agreement.mean,
         top1_interval95=agreement.clipped(0, 1),
+        runtime=run.runtime,
+        activations="float" if run.activations_kl is None else "int8",
+        activations_kl=run.activations_kl,
         size=size_of(judged),
         size_reference=size_of(original),
         elapsed_s=time.perf_counter() - started_s,
@@ -118,9 +146,47 @@ def size_of(weights: Weights) -> Size:
     return measure_size(tensors, weights.schemes, file_bytes=stored_bytes(tensors))
 
 
-def _scores(original: Weights, judged: Weights, windows: Windows, progress: ProgressCallback | None) -> TokenScores:
+@dataclass(frozen=True)
+class _Run:
+    """What came out of running both models. runtime, activations_kl: as in Evaluation."""
+
+    scores: TokenScores
+    runtime: str
+    activations_kl: float | None
+
+
+def _run_native(
+    original: Weights, judged: Weights, windows: Windows, activations: Activations8, report: ProgressCallback
+) -> _Run:
+    """Run both models whole with the native kernels, window by window."""
+    reference = NativeRunner(original, activations="float", cache="float32")
+    quantized = NativeRunner(judged, activations=activations)
+    # only integers are multiplied by rounded activations
+    rounds = activations == "int8" and quantized.has_integers
+    exact = quantized.with_activations("float") if rounds else None
+    scores: list[TokenScores] = []
+    of_rounding: list[TokenScores] = []
+    for index, window in enumerate(windows.tokens):
+        # the last token has no successor to be judged by
+        sessions = reference.session(), quantized.session(), exact.session() if exact is not None else None
+        for start in range(0, len(window) - 1, LOGIT_ROWS):
+            tokens, targets = window[start : start + LOGIT_ROWS], torch.from_numpy(window[start + 1 :]).long()
+            tokens, targets = tokens[: len(window) - 1 - start], targets[:LOGIT_ROWS]
+            found = _logits(sessions[1], tokens)
+            scores.append(compare(_logits(sessions[0], tokens), found, targets))
+            if sessions[2] is not None and index < ACTIVATION_WINDOWS:
+                of_rounding.append(compare(_logits(sessions[2], tokens), found, targets))
+        report(Progress("evaluate", index + 1, len(windows.tokens)))
+    cost = float(TokenScores.join(of_rounding).kl.double().mean()) if of_rounding else None
+    return _Run(TokenScores.join(scores), f"native, {quantized.isa}", cost)
+
+
+def _logits(session: NativeSession, tokens: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(session.logits(tokens.tolist(), wanted=len(tokens)))
+
+
+def _scores(original: Weights, judged: Weights, windows: Windows, report: ProgressCallback) -> TokenScores:
     """Run both models over the windows and compare them, token by token, in the order of the text."""
-    report = progress or (lambda step: None)
     ops = TorchOps()
     batch = max(1, BATCH_TOKENS // windows.tokens.shape[1])
     tokens = torch.from_numpy(windows.tokens).long()  # (windows, length)

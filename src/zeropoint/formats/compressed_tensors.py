@@ -35,9 +35,11 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
-from zeropoint.types import Granularity, QParams, QTensor, ScaleDtype, Scheme
+from zeropoint.types import Granularity, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 NAME = "compressed_tensors"
@@ -102,31 +104,49 @@ def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
     """Return the quantized weight of linear `name` from the tensors of a file.
 
     tensors: at least those of `tensor_names(name, scheme)`. scheme: as `schemes` read it; the result carries the
-    scale_dtype that the file really has. Zero points may also be int8 and not packed, as old releases wrote them.
-    Raises: CheckpointError, with the tensor's name, if one is missing or has not the dtype, shape or range it must.
+    scale_dtype that the file really has.
+    Raises: CheckpointError as `read_packed`.
     """
+    import numpy as np
     import torch
 
     from zeropoint.formats import bits
 
-    missing = [t for t in tensor_names(name, scheme) if t not in tensors]
+    packed = read_packed(name, {part: _as_array(tensor) for part, tensor in tensors.items()}, scheme)
+    codes = bits.unpack_array(packed.words, scheme.bits, packed.shape[1])
+    zero_point = None if packed.zero_point is None else torch.from_numpy(packed.zero_point.astype(np.int32))
+    return QTensor(torch.from_numpy(codes), QParams(torch.from_numpy(packed.scale), zero_point), packed.scheme)
+
+
+def read_packed(name: str, stored: Mapping[str, StoredArray], scheme: Scheme) -> PackedWeight:
+    """Return the weight of linear `name` as it is packed, without torch; its words are the file's own array.
+
+    stored: at least the tensors of `tensor_names(name, scheme)`. scheme: as `schemes` read it; the result carries the
+    scale_dtype that the file really has. Zero points may also be int8 and not packed, as old releases wrote them.
+    Raises: CheckpointError, with the tensor's name, if one is missing or has not the dtype, shape or range it must.
+    """
+    import numpy as np
+
+    from zeropoint.formats import bits
+
+    missing = [t for t in tensor_names(name, scheme) if t not in stored]
     if missing:
         raise CheckpointError(f"{name}: {', '.join(missing)} missing from the file of a {scheme.label()} weight")
-    rows, cols = _shape(f"{name}.weight_shape", tensors[f"{name}.weight_shape"])
+    rows, cols = _shape(f"{name}.weight_shape", stored[f"{name}.weight_shape"])
     reason = supports(scheme, (rows, cols))
     if reason:
         raise CheckpointError(f"{name}: {reason}")
-    packed = tensors[f"{name}.weight_packed"]
+    packed = stored[f"{name}.weight_packed"]
     width = bits.words(cols, scheme.bits)
-    if packed.dtype != torch.int32 or tuple(packed.shape) != (rows, width):
+    if packed.dtype != "int32" or packed.values.shape != (rows, width):
         raise CheckpointError(
-            f"{name}.weight_packed is {packed.dtype} {tuple(packed.shape)}; {cols} columns of {scheme.bits} bits are "
+            f"{name}.weight_packed is {packed.dtype} {packed.values.shape}; {cols} columns of {scheme.bits} bits are "
             f"int32 ({rows}, {width})" + _hint_of_old_layout(packed, scheme.bits, cols)
         )
-    scale, scale_dtype = _read_scale(f"{name}.weight_scale", tensors[f"{name}.weight_scale"], scheme, (rows, cols))
-    zero_point = None if scheme.symmetric else _read_zero_point(name, tensors, scheme, (rows, cols))
-    codes = bits.unpack(packed, scheme.bits, cols)
-    return QTensor(codes, QParams(scale, zero_point), replace(scheme, scale_dtype=scale_dtype))
+    scale, scale_dtype = _read_scale(f"{name}.weight_scale", stored[f"{name}.weight_scale"], scheme, (rows, cols))
+    zero_point = None if scheme.symmetric else _read_zero_point(name, stored, scheme, (rows, cols))
+    words = np.ascontiguousarray(packed.values).view(np.uint32)
+    return PackedWeight(words, scale, zero_point, (rows, cols), replace(scheme, scale_dtype=scale_dtype))
 
 
 def config(layers: Mapping[str, Scheme | None]) -> dict[str, Any]:
@@ -374,52 +394,69 @@ def _zero_point_to_store(name: str, zero_point: Tensor, q: QTensor) -> Tensor:
     return codes.reshape(1) if q.scheme.granularity == "tensor" else bits.pack(codes, q.scheme.bits, dim=0)
 
 
-def _shape(name: str, stored: Tensor) -> tuple[int, int]:
-    if stored.is_floating_point() or stored.numel() != 2:
-        raise CheckpointError(f"{name} is {stored.dtype} {tuple(stored.shape)}; it must be two integers: rows, columns")
-    rows, cols = (int(v) for v in stored.flatten())
+def _as_array(tensor: Tensor) -> StoredArray:
+    """Return a torch tensor as it would be read without torch."""
+    import torch
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_floating_point() and dtype not in ("float64", "float32", "float16"):  # numpy has no other
+        tensor = tensor.view({1: torch.uint8, 2: torch.uint16}[tensor.element_size()])
+    return StoredArray(tensor.numpy(), dtype)
+
+
+def _shape(name: str, stored: StoredArray) -> tuple[int, int]:
+    if not stored.dtype.startswith(("int", "uint")) or stored.values.size != 2:
+        raise CheckpointError(f"{name} is {stored.dtype} {stored.values.shape}; it must be two integers: rows, columns")
+    rows, cols = (int(v) for v in stored.values.reshape(2))
     return rows, cols
 
 
-def _read_scale(name: str, stored: Tensor, scheme: Scheme, shape: tuple[int, int]) -> tuple[Tensor, ScaleDtype]:
-    import torch
+def _read_scale(
+    name: str, stored: StoredArray, scheme: Scheme, shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], ScaleDtype]:
+    import numpy as np
 
     expected = _qparams_shape(scheme, shape)
-    fits = stored.numel() == 1 if scheme.granularity == "tensor" else tuple(stored.shape) == expected
-    dtype = str(stored.dtype).removeprefix("torch.")
-    if not fits or dtype not in get_args(ScaleDtype):
+    values = stored.values
+    fits = values.size == 1 if scheme.granularity == "tensor" else values.shape == expected
+    if not fits or stored.dtype not in get_args(ScaleDtype):
         raise CheckpointError(
-            f"{name} is {stored.dtype} {tuple(stored.shape)}; it must be {' or '.join(get_args(ScaleDtype))} {expected}"
+            f"{name} is {stored.dtype} {values.shape}; it must be {' or '.join(get_args(ScaleDtype))} {expected}"
         )
-    scale = stored.to(torch.float32, copy=True).reshape(expected)
-    if not _positive_and_finite(scale):
+    if stored.dtype == "bfloat16":  # the upper half of a float32
+        scale = (values.astype(np.uint32) << 16).view(np.float32).reshape(expected)
+    else:
+        scale = values.astype(np.float32).reshape(expected)
+    if not ((scale > 0) & np.isfinite(scale)).all():
         raise CheckpointError(f"{name} holds a scale that is not positive and finite")
-    return scale, cast(ScaleDtype, dtype)
+    return scale, cast(ScaleDtype, stored.dtype)
 
 
-def _read_zero_point(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]) -> Tensor:
-    import torch
+def _read_zero_point(
+    name: str, tensors: Mapping[str, StoredArray], scheme: Scheme, shape: tuple[int, int]
+) -> NDArray[np.int8]:
+    import numpy as np
 
     from zeropoint.formats import bits
 
     stored = tensors[f"{name}.weight_zero_point"]
     rows, groups = _qparams_shape(scheme, shape)
-    if stored.dtype == torch.int8 and stored.numel() == rows * groups:
-        zero_point = stored.reshape(rows, groups)
-    elif stored.dtype == torch.int32 and tuple(stored.shape) == (bits.words(rows, scheme.bits), groups):
-        zero_point = bits.unpack(stored, scheme.bits, rows, dim=0)
+    if stored.dtype == "int8" and stored.values.size == rows * groups:
+        zero_point = stored.values.astype(np.int8).reshape(rows, groups)
+    elif stored.dtype == "int32" and stored.values.shape == (bits.words(rows, scheme.bits), groups):
+        zero_point = bits.unpack_array(stored.values, scheme.bits, rows, axis=0)
     else:
         raise CheckpointError(
-            f"{name}.weight_zero_point is {stored.dtype} {tuple(stored.shape)}; it must be int32 "
+            f"{name}.weight_zero_point is {stored.dtype} {stored.values.shape}; it must be int32 "
             f"({bits.words(rows, scheme.bits)}, {groups}), or int8 ({rows}, {groups})"
         )
-    if bool(((zero_point < scheme.q_min) | (zero_point > scheme.q_max)).any()):
+    if ((zero_point < scheme.q_min) | (zero_point > scheme.q_max)).any():
         raise CheckpointError(f"{name}.weight_zero_point holds values outside [{scheme.q_min}, {scheme.q_max}]")
-    return zero_point.to(torch.int32)
+    return zero_point
 
 
-def _hint_of_old_layout(packed: Tensor, bits: int, cols: int) -> str:
+def _hint_of_old_layout(packed: StoredArray, bits: int, cols: int) -> str:
     """Return a hint if the width is that of the releases in which no code straddled two words, else ""."""
-    if 32 % bits and packed.dim() == 2 and packed.shape[1] == -(-cols // (32 // bits)):
+    if 32 % bits and packed.values.ndim == 2 and packed.values.shape[1] == -(-cols // (32 // bits)):
         return "; compressed-tensors before 0.18 wrote 3, 5, 6 and 7 bits so, without codes that straddle two words"
     return ""

@@ -49,7 +49,7 @@ def evaluated(result: Evaluation) -> RenderableType:
     text = result.text
     judged = (
         f"{result.tokens:,} tokens, {text.windows:,} windows of {text.length:,}, of {_plain(text.name)}; "
-        f"{_duration(result.elapsed_s)}"
+        f"{_duration(result.elapsed_s)}, {_plain(result.runtime)}"
     )
     verdict = Text.assemble((result.verdict, VERDICT_STYLES[result.verdict]), "  ", _plain(result.explanation))
     parts: list[RenderableType] = [verdict, Text(), _comparison(result), Text(), Text(judged, style="dim")]
@@ -72,6 +72,8 @@ def _comparison(result: Evaluation) -> Table:
     _add(table, "KL, nats per token", "", _nats(result.kl_mean), "", _interval(result.kl_interval95, _nats))
     _add(table, "  99th percentile", "", _nats(result.kl_p99), "", "")
     _add(table, "  largest", "", _nats(result.kl_max), "", "")
+    if result.activations_kl is not None:
+        _add(table, "  of int8 activations", "", _nats(result.activations_kl), "", "")
     _add(table, "top-1 agreement", "", _percent(result.top1_agreement), "", _interval(result.top1_interval95, _percent))
     before, after = result.size_reference, result.size
     sizes = _bytes(before.total_bytes), _bytes(after.total_bytes)

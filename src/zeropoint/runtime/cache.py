@@ -22,6 +22,10 @@ class TorchLayerCache:
         self.length = end
         return self._keys[..., :end, :], self._values[..., :end, :]
 
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`, at most as many as there are."""
+        self.length = min(self.length, length)
+
     def _room(self, held: Tensor | None, new: Tensor, end: int) -> Tensor:
         if held is not None and held.shape[-2] >= end:
             return held

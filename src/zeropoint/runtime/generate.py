@@ -4,44 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.models.parts import Config
-from zeropoint.runtime.cache import TorchLayerCache
-from zeropoint.runtime.ops_torch import TorchOps
+from zeropoint.runtime.decode import Pieces, tokens_after
+from zeropoint.runtime.runner import Runner, Session
 from zeropoint.runtime.sampler import Sampler
 from zeropoint.runtime.weights import Weights
 
 
-def load(path: str | Path) -> LanguageModel:
+def load(
+    path: str | Path,
+    *,
+    runtime: Literal["native", "torch"] = "native",
+    threads: int | None = None,
+    activations: Literal["int8", "float"] = "int8",
+    embeddings: Literal["stored", "int8"] = "stored",
+) -> LanguageModel:
     """Load a checkpoint, float or quantized: a folder or a .gguf file.
 
-    Raises: CheckpointError or ArchitectureError if it is none that can be read.
+    runtime: "native" computes with the integers and imports no torch; "torch" with the float32 they stand for.
+    threads: to compute with; None is all cores. The rest is of the native runtime: activations, whether the inputs of
+    the quantized linears are rounded to 8 bits too; embeddings, whether the embedding is kept as it is stored.
+    Raises: CheckpointError or ArchitectureError if it is none that can be read; InputError for another runtime.
     """
-    return LanguageModel(path)
+    if runtime not in ("native", "torch"):
+        raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")
+    weights = Weights(open_checkpoint(path))
+    if runtime == "native":
+        from zeropoint.runtime.native_runner import NativeRunner
+
+        return LanguageModel(
+            weights, NativeRunner(weights, threads=threads, activations=activations, embeddings=embeddings)
+        )
+    from zeropoint.runtime.torch_runner import TorchRunner
+
+    return LanguageModel(weights, TorchRunner(weights, threads=threads))
 
 
 class LanguageModel:
-    """A float or quantized checkpoint, run by the torch ops in float32. Made by `load`."""
+    """A checkpoint and the runner that computes it. Made by `load`."""
 
-    def __init__(self, path: str | Path) -> None:
-        self._weights = Weights(open_checkpoint(path))
-        self._model = self._weights.model
-        self._ops = TorchOps()
-        self._blocks = [self._weights.block(index, self._ops) for index in range(self._model.config.layers)]
-        self._embedding = self._weights.embedding()
-        self._head = self._weights.head(self._ops)
+    def __init__(self, weights: Weights, runner: Runner) -> None:
+        self._weights = weights
+        self.runner = runner
+        """What computes: sessions of it, and for the native one its memory and speed."""
         self._tokenizer: Tokenizer | None = None
 
     @property
     def config(self) -> Config:
         """The numbers of the architecture."""
-        return self._model.config
+        return self._weights.model.config
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -50,9 +69,13 @@ class LanguageModel:
             self._tokenizer = load_tokenizer(self._weights.checkpoint)
         return self._tokenizer
 
-    def logits(self, tokens: Sequence[int] | Tensor) -> Tensor:
-        """Return float32 logits (time, vocabulary), one row for each of `tokens` (time,)."""
-        return self._forward(torch.as_tensor(tokens)[None], None)[0]
+    def session(self) -> Session:
+        """Return an empty session: what `zeropoint.runtime.conversation` keeps from one answer to the next."""
+        return self.runner.session()
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return logits (time, vocabulary), one row for each of `tokens` (time,)."""
+        return self.runner.logits(tokens)
 
     def generate(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
@@ -69,61 +92,15 @@ class LanguageModel:
         Raises: InputError if the prompt is empty or longer than the model's context.
         """
         tokens = self.tokenizer.encode(prompt)
-        room = self._model.config.max_positions
+        room = self.config.max_positions
         if not 0 < len(tokens) < room:
             raise InputError(f"the prompt has {len(tokens)} tokens; this model takes 1 to {room - 1}")
         sampler = Sampler(temperature=temperature, top_p=top_p, seed=seed)
         return self._stream(tokens, sampler, min(max_tokens, room - len(tokens)))
 
-    def new_cache(self) -> list[TorchLayerCache]:
-        """Return an empty cache, one part for each block."""
-        return [TorchLayerCache() for _ in self._blocks]
-
-    def next_logits(self, tokens: Tensor, past: list[TorchLayerCache]) -> Tensor:
-        """Append int tokens (1, time) to the cache and return float32 logits (vocabulary,) for what follows them."""
-        return self._forward(tokens, past)[0, -1]
-
     def _stream(self, tokens: list[int], sampler: Sampler, max_tokens: int) -> Iterator[str]:
-        past = self.new_cache()
         pieces = Pieces(self.tokenizer)
-        step = tokens
-        for _ in range(max_tokens):
-            token = sampler.choose(self.next_logits(torch.tensor([step]), past))
-            if token in self.tokenizer.eos_ids:
-                break
+        ends = self.tokenizer.eos_ids
+        for token in tokens_after(self.session(), tokens, sampler, ends=ends, max_tokens=max_tokens):
             yield from pieces.add(token)
-            step = [token]
         yield from pieces.rest()
-
-    @torch.inference_mode()
-    def _forward(self, tokens: Tensor, past: list[TorchLayerCache] | None) -> Tensor:
-        """Return logits: of all positions without a cache, of the last one with it."""
-        x = self._model.embed(self._ops, self._embedding, tokens)
-        for index, block in enumerate(self._blocks):
-            x = block.run(self._model.flow, x, past[index] if past is not None else None)
-        logits: Tensor = self._model.head(self._ops, self._head, x if past is None else x[:, -1:])
-        return logits
-
-
-class Pieces:
-    """Turns tokens into text as they come; a character whose bytes are not complete yet waits."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._tokens: list[int] = []  # since the last piece, and the token before it for the space between words
-        self._shown = ""
-
-    def add(self, token: int) -> Iterator[str]:
-        """Take one token and yield the text that it completes, if any."""
-        self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens)
-        if len(text) > len(self._shown) and not text.endswith("\ufffd"):
-            yield text[len(self._shown) :]
-            self._tokens = self._tokens[-1:]
-            self._shown = self._tokenizer.decode(self._tokens)
-
-    def rest(self) -> Iterator[str]:
-        """Yield what is still waiting at the end."""
-        text = self._tokenizer.decode(self._tokens)[len(self._shown) :]
-        if text:
-            yield text

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
 from zeropoint.checkpoint.reader import Checkpoint
+from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
 from zeropoint.models.parts import Block, Model, Ops, linear_names
-from zeropoint.types import QTensor, Scheme
+from zeropoint.types import PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,18 @@ class Weights:
         parts = {part: self.checkpoint.read(part) for part in self._format.tensor_names(name, scheme)}
         unpacked: QTensor = self._format.unpack(name, parts, scheme)
         return unpacked
+
+    def packed_linear(self, name: str) -> PackedWeight | None:
+        """Return the weight of the linear `name` as it is packed, or None if it is float. No torch is needed for it.
+
+        `checkpoint.read_array` reads what is float.
+        """
+        scheme = self.schemes.get(name)
+        if scheme is None:
+            return None
+        parts = {part: self._stored(part) for part in self._format.tensor_names(name, scheme)}
+        packed: PackedWeight = self._format.read_packed(name, parts, scheme)
+        return packed
 
     def block(self, index: int, ops: Ops) -> Block:
         """Return block `index` with its linears prepared for `ops`."""
@@ -94,6 +107,11 @@ class Weights:
     def skipped(self) -> tuple[str, ...]:
         """Return the names of tensors in the checkpoint that the architecture does not use, sorted."""
         return tuple(sorted(set(self.checkpoint.tensors) - set(self._used())))
+
+    def _stored(self, name: str) -> StoredArray:
+        """Return a tensor of a quantized weight; only a folder holds one, with the dtypes of safetensors."""
+        values = self.checkpoint.read_array(name)
+        return StoredArray(values, DTYPES[self.checkpoint.tensors[name].dtype].torch_name)
 
     def _used(self) -> list[str]:
         names = list(self.model.outer_tensors())

@@ -17,7 +17,7 @@ from zeropoint.checkpoint import open_checkpoint
 from zeropoint.checkpoint.gguf_config import llama3_scaling
 from zeropoint.checkpoint.gguf_header import _QuickReader, read_header
 from zeropoint.checkpoint.gguf_source import CHUNK_BYTES, Gguf, _dequantize
-from zeropoint.checkpoint.reader import TensorInfo
+from zeropoint.checkpoint.reader import TensorInfo, read_into
 from zeropoint.errors import CheckpointError
 
 EVERY_OPTION: dict[str, Any] = {
@@ -76,6 +76,29 @@ def test_quantized_matrices_are_what_the_package_makes_of_their_blocks(tmp_path:
         assert file.tensors[name].dtype == quantization
         assert file.tensors[name].size_bytes == blocks.nbytes
         assert file.read(name).dtype == torch.float32
+
+
+@pytest.mark.parametrize("quantization", ["F32", "BF16", "Q8_0", "Q4_1"])
+def test_rows_are_a_part_of_the_whole_also_where_heads_are_interleaved(tmp_path: Path, quantization: str) -> None:
+    file = open_checkpoint(tiny.make_gguf(tmp_path / "m.gguf", quantization=quantization))
+    for name, info in file.tensors.items():
+        whole = file.read_array(name)
+        assert whole.dtype == np.float32
+        for rows in ((0, info.shape[0]), (0, 1), (5, 13), (4, 4)):
+            assert np.array_equal(file.read_array(name, rows=rows), whole[slice(*rows)]), name
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = open_checkpoint(tiny.make_gguf(tmp_path / "m.gguf", quantization="Q8_0"))
+    read: list[int] = []
+
+    def counting(info: TensorInfo, buffer: memoryview, *, start: int = 0) -> None:
+        read.append(len(buffer))
+        read_into(info, buffer, start=start)
+
+    monkeypatch.setattr("zeropoint.checkpoint.gguf_source.read_into", counting)
+    file.read_array("model.embed_tokens.weight", rows=(100, 110))
+    assert sum(read) == 10 * 64 // 32 * 34  # ten rows of two blocks of 34 bytes
 
 
 KINDS = [kind for kind in gguf.GGMLQuantizationType if kind in gguf.quants._type_traits]

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -17,7 +18,7 @@ import tiny
 from child import run_python
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, InternalError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -65,6 +66,29 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path: Path, dtype: str
     assert found.dtype == torch_dtype
     assert found.shape == tensor.shape
     assert torch.equal(found.reshape(-1).view(torch.uint8), tensor.reshape(-1).view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_array_is_the_tensor_and_rows_are_a_part_of_it(tmp_path: Path, dtype: str) -> None:
+    raw = torch.randint(0, 2, (7, 3, DTYPES[dtype].bytes), dtype=torch.uint8, generator=torch.manual_seed(0))
+    tensor = raw.reshape(7, -1).view(getattr(torch, DTYPES[dtype].torch_name))
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"odd": torch.ones(3, dtype=torch.uint8), "x": tensor}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    whole = checkpoint.read_array("x")
+    assert whole.dtype == DTYPES[dtype].numpy_name
+    assert whole.tobytes() == tensor.reshape(7, -1).view(torch.uint8).numpy().tobytes()
+    for rows in ((0, 7), (0, 2), (2, 5), (6, 7), (3, 3)):
+        part = checkpoint.read_array("x", rows=rows)
+        assert part.flags.owndata
+        assert np.array_equal(part, whole[slice(*rows)])
+
+
+@pytest.mark.parametrize("rows", [(-1, 2), (3, 2), (0, 301)])
+def test_rows_that_are_not_there_are_a_fault_of_ours(model: Path, tmp_path: Path, rows: tuple[int, int]) -> None:
+    for checkpoint in (open_checkpoint(model), open_checkpoint(tiny.make_gguf(tmp_path / "m.gguf"))):
+        with pytest.raises(InternalError, match=r"of shape \(300, 64\) does not have the rows"):
+            checkpoint.read_array(HEAD, rows=rows)
 
 
 @settings(max_examples=30, deadline=None)

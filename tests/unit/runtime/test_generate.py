@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-import torch
 
 from tiny import make_llama
 from zeropoint.checkpoint.tokenizer import Tokenizer
-from zeropoint.errors import InputError
-from zeropoint.runtime.generate import LanguageModel, Pieces
+from zeropoint.errors import InputError, InternalError
+from zeropoint.runtime.decode import Pieces
+from zeropoint.runtime.generate import LanguageModel, load
+from zeropoint.runtime.ops_torch import TorchOps
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return LanguageModel(make_llama(tmp_path_factory.mktemp("generate") / "model"))
+    return load(make_llama(tmp_path_factory.mktemp("generate") / "model"))
 
 
 def greedy(model: LanguageModel, prompt: str, count: int) -> list[int]:
@@ -48,10 +51,10 @@ def test_a_character_is_shown_when_all_its_bytes_are_there(model: LanguageModel)
 
 def test_an_end_token_ends_the_text(tmp_path: Path) -> None:
     folder = make_llama(tmp_path / "model")
-    model = LanguageModel(folder)
+    model = load(folder)
     second = greedy(model, "hello", 2)[1]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [second]}))
-    ended = LanguageModel(folder).generate("hello", max_tokens=12)
+    ended = load(folder).generate("hello", max_tokens=12)
     assert ended == model.tokenizer.decode(greedy(model, "hello", 1))
 
 
@@ -66,4 +69,63 @@ def test_generation_stops_at_the_end_of_the_context(model: LanguageModel) -> Non
 def test_logits_have_a_row_for_each_token(model: LanguageModel) -> None:
     logits = model.logits([5, 6, 7])
     assert logits.shape == (3, model.config.vocab_size)
-    assert logits.dtype == torch.float32
+    assert logits.dtype == np.float32
+
+
+def test_a_session_goes_on_from_where_it_is_rewound_to(model: LanguageModel) -> None:
+    session = model.session()
+    session.next_logits([5, 6, 7])
+    session.next_logits([8])
+    session.rewind(2)
+    assert session.length == 2
+    found = session.next_logits([9, 10])
+    assert session.length == 4
+    # float32 sums in another order: attention over a cache
+    assert np.allclose(found, model.logits([5, 6, 9, 10])[-1], atol=1e-5)
+    session.rewind(0)
+    assert np.array_equal(session.next_logits([5, 6, 7]), model.session().next_logits([5, 6, 7]))
+
+
+def test_a_session_that_is_interrupted_holds_what_it_held(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = model.session()
+    session.next_logits([5, 6, 7])
+    calls: list[object] = []
+    attention = TorchOps.attention
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:  # in the second block, when the first has the new token in its cache
+            raise KeyboardInterrupt
+        return attention(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchOps, "attention", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            session.next_logits([8])
+    assert session.length == 3
+    assert np.allclose(session.next_logits([9]), model.logits([5, 6, 7, 9])[-1], atol=1e-5)
+
+
+def test_a_session_refuses_what_it_cannot_do(model: LanguageModel) -> None:
+    session = model.session()
+    with pytest.raises(InternalError, match="no tokens"):
+        session.next_logits([])
+    for length in (-1, 1):
+        with pytest.raises(InternalError, match=f"0 tokens cannot be rewound to {length}"):
+            session.rewind(length)
+
+
+def test_threads_are_those_of_torch(model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    folder = make_llama(tmp_path / "model")
+    load(folder)
+    load(folder, threads=3)
+    assert asked == [3]
+
+
+def test_another_runtime_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="runtime is 'cuda'; it must be 'native' or 'torch'"):
+        load(tmp_path, runtime="cuda")  # type: ignore[arg-type]

@@ -1,0 +1,259 @@
+// What Python sees. Arrays are checked for dtype, rank and contiguity by their types, and never converted or copied.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace zeropoint;
+
+namespace {
+
+template <class T, int RANK>
+using In = nb::ndarray<const T, nb::ndim<RANK>, nb::c_contig, nb::device::cpu>;
+template <class T, int RANK>
+using Out = nb::ndarray<T, nb::ndim<RANK>, nb::c_contig, nb::device::cpu>;
+using Floats = std::shared_ptr<const Buffer<float>>;
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+int rows_of(const StoredWeight& weight, int first, size_t count, size_t cols) {
+    const Weight& w = weight.view();
+    require(int(cols) == w.cols, "the rows have another number of columns than the weight");
+    require(first >= 0 && first % PANEL == 0 && first + int64_t(count) <= w.rows, "rows outside the weight, or not at a panel");
+    require(count % PANEL == 0 || first + int64_t(count) == w.rows, "rows must fill panels, but for the last ones");
+    return int(count);
+}
+
+// A copy of floats with room and zeros up to whole chunks, as the kernels want gains and biases.
+Floats padded(const In<float, 1>& values) {
+    auto buffer = std::make_shared<Buffer<float>>(round_up(int(values.size()), CHUNK));
+    std::memcpy(buffer->data(), values.data(), values.size() * sizeof(float));
+    return buffer;
+}
+
+// Bytes per second of reading `bytes` once, all threads, each its own part: the limit of decoding.
+double stream(Pool& pool, size_t bytes, int repeats) {
+    const Buffer<uint64_t> memory(bytes / 8);
+    std::vector<double> seconds;
+    std::vector<uint64_t> sums(size_t(pool.size()) * 8);
+    const size_t each = bytes / 8 / pool.size() / 8 * 8;
+    for (int i = 0; i < repeats; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        pool.run([&](int thread) {
+            const uint64_t* p = memory.data() + each * thread;
+            uint64_t s[8] = {};
+            for (size_t n = 0; n < each; n += 8) {
+                __builtin_prefetch(p + n + 256);
+                for (int j = 0; j < 8; j++) s[j] += p[n + j];
+            }
+            sums[thread * 8] += std::accumulate(s, s + 8, uint64_t(0));
+        });
+        seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    if (std::accumulate(sums.begin(), sums.end(), uint64_t(0)) != 0) throw std::runtime_error("memory changed");
+    return double(each) * 8 * pool.size() / *std::min_element(seconds.begin(), seconds.end());
+}
+
+// One linear on its own, for tests and benchmarks: y (rows, weight.rows) of x (rows, cols).
+void linear(Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const Out<float, 2>& y, bool floats, int repeats) {
+    const Weight& w = weight.view();
+    const Kernels& kernels = choose();
+    const int rows = int(x.shape(0)), stride = round_up(w.rows, CHUNK);
+    require(int(x.shape(1)) == w.cols && int(y.shape(0)) == rows && int(y.shape(1)) == w.rows, "x must be (rows, cols), y (rows, weight.rows)");
+    floats |= w.kind != Kind::codes;
+    Buffer<float> in(size_t(rows) * w.padded_cols), out(size_t(rows) * stride), scales(size_t(rows) * w.blocks());
+    Buffer<int8_t> q(size_t(rows) * w.padded_cols);
+    Buffer<int32_t> sums(size_t(rows) * w.blocks());
+    for (int t = 0; t < rows; t++) std::memcpy(in.data() + size_t(t) * w.padded_cols, x.data() + size_t(t) * w.cols, w.cols * 4);
+    const QInput input{q.data(), scales.data(), sums.data(), w.padded_cols, w.block, w.blocks()};
+    std::vector<Buffer<uint8_t>> scratch;
+    for (int i = 0; i < pool.size(); i++)
+        scratch.emplace_back(floats ? kernels.float_scratch_bytes(w) : kernels.scratch_bytes(w));
+    const Output to{out.data(), size_t(stride), nullptr, false};
+    pool.run([&](int thread) {
+        const int n = pool.size(), panels = w.panels();
+        const int first = int(int64_t(panels) * thread / n), last = int(int64_t(panels) * (thread + 1) / n);
+        for (int i = 0; i < repeats; i++) {
+            if (floats) {
+                kernels.linear_float(w, in.data(), w.padded_cols, 0, rows, first, last, to, scratch[thread].data());
+            } else {
+                if (thread == 0) kernels.quantize(in.data(), w.padded_cols, w.cols, input, 0, rows);
+                pool.barrier();
+                if (rows <= MOST_FEW) kernels.linear_few(w, input, 0, rows, first, last, to);
+                else kernels.linear_many(w, input, 0, rows, first, last, to, scratch[thread].data());
+            }
+            pool.barrier();
+        }
+    });
+    for (int t = 0; t < rows; t++) std::memcpy(y.data() + size_t(t) * w.rows, out.data() + size_t(t) * stride, w.rows * 4);
+}
+
+Step step_of(Step::Kind kind, int a, int b, int c, int out) {
+    Step step;
+    step.kind = kind;
+    step.a = a, step.b = b, step.c = c, step.out = out;
+    return step;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    m.doc() = "The native runtime: weights in panels, programs of steps, threads. See native/ for what is behind it.";
+    m.attr("CHUNK") = CHUNK;
+    m.attr("PANEL") = PANEL;
+    m.def("isas", [] {
+        nb::list names;
+        for (const char* name : available()) names.append(name);
+        return names;
+    }, "Return the instruction sets that this machine has, in rising order.");
+    m.def("isa", [] { return choose().isa; }, "Return the one in use; ValueError if ZEROPOINT_ISA names none of them.");
+    m.def("usable_cores", &usable_cores, "Return the cores of this process: its affinity, and its container's quota.");
+
+    nb::class_<Pool>(m, "Pool", "A few threads that wait for work.")
+        .def(nb::init<int>(), "threads"_a)
+        .def_prop_ro("size", &Pool::size)
+        .def("stream", [](Pool& pool, size_t bytes, int repeats) {
+            require(bytes >= 4096 && repeats >= 1, "stream reads 4096 bytes or more, once or more often");
+            nb::gil_scoped_release free;
+            return stream(pool, bytes, repeats);
+        }, "bytes"_a, "repeats"_a, "Return the bytes per second at which memory can be read, the best of `repeats`.");
+
+    nb::class_<StoredWeight>(m, "Weight", "A weight in panels of 16 rows.")
+        .def("put_codes", [](StoredWeight& self, Pool& pool, int first, const In<uint32_t, 2>& words, const In<float, 2>& scales,
+                             std::optional<In<uint8_t, 2>> zeros) {
+            const Weight& w = self.view();
+            require(w.kind == Kind::codes, "the weight is a float one");
+            const int count = rows_of(self, first, words.shape(0), w.cols);
+            require(words.shape(1) * 32 >= size_t(w.cols) * w.bits, "the rows of words are too short");
+            require(scales.shape(0) == words.shape(0) && int(scales.shape(1)) == w.groups, "scales must be (rows, groups)");
+            require(zeros.has_value() == (w.zero != nullptr), "zero points belong to a weight that was made for them");
+            require(!zeros || (zeros->shape(0) == words.shape(0) && int(zeros->shape(1)) == w.groups), "zeros must be (rows, groups)");
+            nb::gil_scoped_release free;
+            self.put_codes(pool, first, count, words.data(), words.shape(1), scales.data(), zeros ? zeros->data() : nullptr);
+        }, "pool"_a, "first"_a, "words"_a.noconvert(), "scales"_a.noconvert(), "zeros"_a.noconvert().none())
+        .def("put_bf16", [](StoredWeight& self, Pool& pool, int first, const In<uint16_t, 2>& values) {
+            require(self.view().kind == Kind::bf16, "the weight is not of bfloat16");
+            const int count = rows_of(self, first, values.shape(0), values.shape(1));
+            nb::gil_scoped_release free;
+            self.put_bf16(pool, first, count, values.data());
+        }, "pool"_a, "first"_a, "values"_a.noconvert())
+        .def("put_f32", [](StoredWeight& self, Pool& pool, int first, const In<float, 2>& values) {
+            require(self.view().kind == Kind::f32, "the weight is not of float32");
+            const int count = rows_of(self, first, values.shape(0), values.shape(1));
+            nb::gil_scoped_release free;
+            self.put_f32(pool, first, count, values.data());
+        }, "pool"_a, "first"_a, "values"_a.noconvert())
+        .def("round_f32", [](StoredWeight& self, Pool& pool, int first, const In<float, 2>& values) {
+            require(self.view().kind == Kind::codes && self.view().bits == 8 && self.view().scale32, "not a weight to round to");
+            const int count = rows_of(self, first, values.shape(0), values.shape(1));
+            nb::gil_scoped_release free;
+            self.put_rounded(pool, first, count, values.data(), nullptr);
+        }, "pool"_a, "first"_a, "values"_a.noconvert())
+        .def("round_bf16", [](StoredWeight& self, Pool& pool, int first, const In<uint16_t, 2>& values) {
+            require(self.view().kind == Kind::codes && self.view().bits == 8 && self.view().scale32, "not a weight to round to");
+            const int count = rows_of(self, first, values.shape(0), values.shape(1));
+            nb::gil_scoped_release free;
+            self.put_rounded(pool, first, count, nullptr, values.data());
+        }, "pool"_a, "first"_a, "values"_a.noconvert())
+        .def("read_row", [](const StoredWeight& self, int row, const Out<float, 1>& values) {
+            require(row >= 0 && row < self.view().rows && int(values.size()) == self.view().cols, "no such row, or not of its length");
+            self.read_row(row, values.data());
+        }, "row"_a, "values"_a.noconvert())
+        .def_prop_ro("rows", [](const StoredWeight& self) { return self.view().rows; })
+        .def_prop_ro("cols", [](const StoredWeight& self) { return self.view().cols; })
+        .def_prop_ro("block", [](const StoredWeight& self) { return self.view().block; })
+        .def_prop_ro("is_float", [](const StoredWeight& self) { return self.view().kind != Kind::codes; })
+        .def_prop_ro("bytes", &StoredWeight::bytes);
+
+    m.def("codes_weight", [](int bits, int rows, int cols, int group, bool scales16, bool zeros) {
+        require(bits >= 2 && bits <= 8 && rows > 0 && cols > 0, "codes have 2 to 8 bits, weights one row and column at least");
+        require(group >= cols || (group > 0 && group % CHUNK == 0), "groups must be multiples of 32 columns, or whole rows");
+        return std::make_shared<StoredWeight>(Kind::codes, bits, rows, cols, group, scales16, zeros);
+    }, "bits"_a, "rows"_a, "cols"_a, "group"_a, "scales16"_a, "zeros"_a);
+    m.def("float_weight", [](bool halves, int rows, int cols) {
+        require(rows > 0 && cols > 0, "weights have one row and column at least");
+        return std::make_shared<StoredWeight>(halves ? Kind::bf16 : Kind::f32, 0, rows, cols, cols, false, false);
+    }, "halves"_a, "rows"_a, "cols"_a);
+    m.def("linear", [](Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const Out<float, 2>& y, bool floats, int repeats) {
+        nb::gil_scoped_release free;
+        linear(pool, weight, x, y, floats, repeats);
+    }, "pool"_a, "weight"_a, "x"_a.noconvert(), "y"_a.noconvert(), "floats"_a = false, "repeats"_a = 1);
+
+    nb::class_<Cache>(m, "Cache", "Keys and values of one conversation.")
+        .def("__init__", [](Cache* self, int layers, int kv_heads, int head_dim, bool halves) {
+            require(layers >= 0 && kv_heads > 0 && head_dim > 0 && head_dim <= 512, "a cache needs heads of 1 to 512 features");
+            new (self) Cache(layers, kv_heads, head_dim, halves ? CacheType::f16 : CacheType::f32);
+        }, "layers"_a, "kv_heads"_a, "head_dim"_a, "halves"_a)
+        .def_prop_ro("length", &Cache::length)
+        .def_prop_ro("bytes", &Cache::bytes)
+        .def("rewind", [](Cache& self, int length) { require(length >= 0, "a length is not negative"); self.rewind(length); }, "length"_a);
+
+    using K = Step::Kind;
+    nb::class_<Program>(m, "Program", "A model as a list of steps.")
+        .def(nb::init<std::shared_ptr<Pool>>(), "pool"_a)
+        .def("slot", &Program::slot, "width"_a)
+        .def("quantized", &Program::quantized, "width"_a, "block"_a)
+        .def("rope_table", [](Program& self, const In<float, 1>& f) { return self.rope_table(f.data(), int(f.size())); }, "frequencies"_a.noconvert())
+        .def("embed", [](Program& self, std::shared_ptr<StoredWeight> table, int out) {
+            Step step = step_of(K::embed, NONE, NONE, NONE, out);
+            step.parts.push_back({table, nullptr, out});
+            self.push(std::move(step));
+        }, "table"_a, "out"_a)
+        .def("norm", [](Program& self, int a, const In<float, 1>& gain, float eps, int out) {
+            Step step = step_of(K::norm, a, NONE, NONE, out);
+            step.gain = padded(gain), step.eps = eps;
+            self.push(std::move(step));
+        }, "a"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
+        .def("quantize", [](Program& self, int a, int out) { self.push(step_of(K::quantize, a, NONE, NONE, out)); }, "a"_a, "out"_a)
+        .def("linear", [](Program& self, int a, int quantized, const nb::list& parts, bool add) {
+            Step step = step_of(K::linear, a, quantized, NONE, NONE);
+            step.add = add;
+            for (nb::handle item : parts) {
+                const auto part = nb::cast<nb::tuple>(item);
+                Floats bias = part[1].is_none() ? nullptr : padded(nb::cast<In<float, 1>>(part[1], false));
+                step.parts.push_back({nb::cast<std::shared_ptr<StoredWeight>>(part[0]), bias, nb::cast<int>(part[2])});
+            }
+            self.push(std::move(step));
+        }, "a"_a, "quantized"_a, "parts"_a, "add"_a)
+        .def("rope", [](Program& self, int a, int heads, int head_dim, int table) {
+            Step step = step_of(K::rope, a, NONE, NONE, a);
+            step.heads = heads, step.head_dim = head_dim, step.table = table;
+            self.push(std::move(step));
+        }, "a"_a, "heads"_a, "head_dim"_a, "table"_a)
+        .def("attention", [](Program& self, int q, int k, int v, int out, int heads, int kv_heads, int head_dim, int layer) {
+            Step step = step_of(K::attention, q, k, v, out);
+            step.heads = heads, step.kv_heads = kv_heads, step.head_dim = head_dim, step.layer = layer;
+            self.push(std::move(step));
+        }, "q"_a, "k"_a, "v"_a, "out"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "layer"_a)
+        .def("gated", [](Program& self, int gate, int up, int out, int activation) {
+            Step step = step_of(K::gated, gate, up, NONE, out);
+            step.activation = activation;
+            self.push(std::move(step));
+        }, "gate"_a, "up"_a, "out"_a, "activation"_a)
+        .def("add", [](Program& self, int a, int b, int out) { self.push(step_of(K::add, a, b, NONE, out)); }, "a"_a, "b"_a, "out"_a)
+        .def("begin_head", &Program::begin_head)
+        .def("set_result", &Program::set_result, "slot"_a)
+        .def("run", [](Program& self, Cache& cache, const In<int32_t, 1>& tokens, const Out<float, 2>& logits) {
+            const int count = int(tokens.size()), wanted = int(logits.shape(0));
+            require(count >= 1 && wanted >= 1 && wanted <= count, "wanted are logits of one token at least, and not of more than there are");
+            require(int(logits.shape(1)) == round_up(self.result_width(), CHUNK), "logits must be (wanted, vocabulary in whole chunks)");
+            nb::gil_scoped_release free;
+            self.run(cache, tokens.data(), count, wanted, logits.data());
+        }, "cache"_a, "tokens"_a.noconvert(), "logits"_a.noconvert())
+        .def_prop_ro("bytes", &Program::bytes);
+}

@@ -1,0 +1,369 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "cpu.h"
+
+namespace zeropoint {
+
+namespace {
+
+constexpr int MOST_ROWS = 512;      // tokens at once; longer texts go through in pieces
+constexpr int QUERY_ROWS = 32;      // rows of one attention task, about
+constexpr int PIECE = 2 * PAGE;     // positions that one task of a few tokens looks at
+
+int pages_for(int length) { return (length + PAGE - 1) / PAGE; }
+
+// thread's share of n things
+struct Share {
+    int begin, end;
+    Share(int n, int thread, int threads, int step = 1) {
+        const int64_t units = (n + step - 1) / step;
+        begin = std::min(n, int(units * thread / threads) * step);
+        end = std::min(n, int(units * (thread + 1) / threads) * step);
+    }
+};
+
+// What one attention task works in: rows of one head of keys and values.
+struct AttentionScratch {
+    float *q, *scores, *out, *most, *total;
+    int* seen;
+    static size_t floats(int rows, int head_dim) { return size_t(rows) * (2 * head_dim + PAGE + 3); }
+    AttentionScratch(float* memory, int rows, int head_dim) {
+        q = memory;
+        out = q + size_t(rows) * head_dim;
+        scores = out + size_t(rows) * head_dim;
+        most = scores + size_t(rows) * PAGE;
+        total = most + rows;
+        seen = reinterpret_cast<int*>(total + rows);
+    }
+};
+
+}  // namespace
+
+// ---- cache -------------------------------------------------------------------------------------------------------
+
+Cache::Cache(int layers, int kv_heads, int head_dim, CacheType type)
+    : kv_heads_(kv_heads), head_dim_(round_up(head_dim, 16)), type_(type), pages_(layers) {}
+
+void Cache::reserve(int length) {
+    const size_t bytes = size_t(kv_heads_) * head_dim_ * PAGE * (type_ == CacheType::f16 ? 2 : 4);
+    for (auto& layer : pages_)
+        while (int(layer.size()) < pages_for(length)) layer.push_back({Buffer<uint8_t>(bytes), Buffer<uint8_t>(bytes)});
+}
+
+size_t Cache::bytes() const {
+    size_t total = 0;
+    for (auto& layer : pages_)
+        for (auto& page : layer) total += page.keys.size() + page.values.size();
+    return total;
+}
+
+// ---- description -------------------------------------------------------------------------------------------------
+
+Program::Program(std::shared_ptr<Pool> pool) : pool_(std::move(pool)), kernels_(choose()), scratch_(pool_->size()) {}
+
+int Program::slot(int width) {
+    slots_.push_back({width, round_up(width, CHUNK), nullptr});
+    return int(slots_.size()) - 1;
+}
+
+int Program::quantized(int width, int block) {
+    Quantized q{width, block, {}};
+    q.input.padded_cols = round_up(width, CHUNK);
+    q.input.block = block;
+    q.input.blocks = (q.input.padded_cols + block - 1) / block;
+    quantized_.push_back(q);
+    return int(quantized_.size()) - 1;
+}
+
+int Program::rope_table(const float* frequencies, int count) {
+    Rope rope;
+    rope.frequencies.assign(frequencies, frequencies + count);
+    ropes_.push_back(std::move(rope));
+    return int(ropes_.size()) - 1;
+}
+
+void Program::push(Step step) {
+    for (const Part& part : step.parts) {
+        const Weight& w = part.weight->view();
+        scratch_bytes_ = std::max(scratch_bytes_, kernels_.float_scratch_bytes(w));
+        if (w.kind == Kind::codes) scratch_bytes_ = std::max(scratch_bytes_, kernels_.scratch_bytes(w));
+    }
+    if (step.kind == Step::Kind::attention) {
+        const int group = step.heads / step.kv_heads, rows = std::max(QUERY_ROWS, MOST_FEW * group);
+        scratch_bytes_ = std::max(scratch_bytes_, AttentionScratch::floats(rows, round_up(step.head_dim, 16)) * 4);
+    }
+    steps_.push_back(std::move(step));
+}
+
+size_t Program::bytes() const {
+    size_t total = partial_.size() * 4;
+    for (auto& b : slot_memory_) total += b.size() * 4;
+    for (auto& b : q_memory_) total += b.size();
+    for (auto& b : q_scales_) total += b.size() * 4;
+    for (auto& b : q_sums_) total += b.size() * 4;
+    for (auto& b : scratch_) total += b.size();
+    for (auto& r : ropes_) total += (r.cosines.size() + r.sines.size()) * 4;
+    return total;
+}
+
+void Program::reserve(int rows, int positions) {
+    if (rows > rows_) {
+        rows_ = rows == 1 ? 1 : std::min(MOST_ROWS, std::max(rows, 2 * rows_));
+        slot_memory_.clear(), q_memory_.clear(), q_scales_.clear(), q_sums_.clear();
+        for (int i = 0; i < int(slots_.size()); i++) {
+            if (i == result_) continue;
+            slot_memory_.emplace_back(size_t(rows_) * slots_[i].stride);
+            slots_[i].data = slot_memory_.back().data();
+        }
+        for (Quantized& q : quantized_) {
+            q_memory_.emplace_back(size_t(rows_) * q.input.padded_cols);
+            q_scales_.emplace_back(size_t(rows_) * q.input.blocks);
+            q_sums_.emplace_back(size_t(rows_) * q.input.blocks);
+            q.input.q = q_memory_.back().data();
+            q.input.scale = q_scales_.back().data();
+            q.input.sum = q_sums_.back().data();
+        }
+        for (auto& scratch : scratch_)
+            if (scratch.size() < scratch_bytes_) scratch = Buffer<uint8_t>(scratch_bytes_);
+    }
+    if (positions > positions_) {
+        positions_ = std::max(PIECE, std::max(positions, 2 * positions_));
+        for (Rope& rope : ropes_) {
+            const int half = int(rope.frequencies.size());
+            rope.cosines = Buffer<float>(size_t(positions_) * half);
+            rope.sines = Buffer<float>(size_t(positions_) * half);
+            for (int p = 0; p < positions_; p++)
+                for (int i = 0; i < half; i++) {
+                    const float angle = float(p) * rope.frequencies[i];
+                    rope.cosines.data()[size_t(p) * half + i] = std::cos(angle);
+                    rope.sines.data()[size_t(p) * half + i] = std::sin(angle);
+                }
+        }
+        size_t floats = 0;
+        for (const Step& step : steps_)
+            if (step.kind == Step::Kind::attention) {
+                const int rows = MOST_FEW * step.heads / step.kv_heads, pieces = (positions_ + PIECE - 1) / PIECE;
+                floats = std::max(floats, size_t(step.kv_heads) * pieces * rows * (round_up(step.head_dim, 16) + 2));
+            }
+        partial_ = Buffer<float>(floats);
+    }
+}
+
+// ---- running -----------------------------------------------------------------------------------------------------
+
+void Program::run(Cache& cache, const int32_t* tokens, int count, int wanted, float* logits) {
+    const size_t stride = slots_[result_].stride;
+    reserve(std::min(count, MOST_ROWS), cache.length_ + count);
+    cache.reserve(cache.length_ + count);
+    for (int start = 0; start < count; start += MOST_ROWS) {
+        const int rows = std::min(MOST_ROWS, count - start);
+        const int here = std::max(0, start + rows - std::max(start, count - wanted));
+        run_chunk(cache, tokens + start, rows, here, logits);
+        logits += here * stride;
+    }
+}
+
+void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wanted, float* logits) {
+    const auto serial = [&](const Step& step) {
+        if (rows > 1) return false;
+        switch (step.kind) {
+            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::quantize: case Step::Kind::rope: return true;
+            default: return false;
+        }
+    };
+    slots_[result_].data = logits - size_t(rows - wanted) * slots_[result_].stride;
+    const size_t count = wanted ? steps_.size() : head_;
+    pool_->run([&](int thread) {
+        for (size_t i = 0; i < count; i++) {
+            const Step& step = steps_[i];
+            const int begin = i < head_ ? 0 : rows - wanted;
+            if (serial(step)) {
+                if (thread == 0) execute(step, 0, begin, rows, cache, tokens);
+                if (i + 1 < count && serial(steps_[i + 1])) continue;
+            } else {
+                execute(step, thread, begin, rows, cache, tokens);
+            }
+            pool_->barrier();
+        }
+    });
+    cache.length_ += rows;
+}
+
+void Program::execute(const Step& step, int thread, int begin, int end, Cache& cache, const int32_t* tokens) {
+    const int threads = end - begin == 1 && step.kind != Step::Kind::gated && step.kind != Step::Kind::add ? 1 : pool_->size();
+    const Share rows(end - begin, thread, threads);
+    const int first = begin + rows.begin, last = begin + rows.end;
+    switch (step.kind) {
+        case Step::Kind::embed: {
+            const Slot& out = slots_[step.out];
+            for (int t = first; t < last; t++) step.parts[0].weight->read_row(tokens[t], out.data + size_t(t) * out.stride);
+            break;
+        }
+        case Step::Kind::norm: {
+            const Slot &a = slots_[step.a], &out = slots_[step.out];
+            for (int t = first; t < last; t++)
+                kernels_.rms_norm(a.data + size_t(t) * a.stride, step.gain->data(), step.eps, a.width,
+                                  out.data + size_t(t) * out.stride);
+            break;
+        }
+        case Step::Kind::quantize: {
+            const Slot& a = slots_[step.a];
+            kernels_.quantize(a.data, a.stride, a.width, quantized_[step.out].input, first, last);
+            break;
+        }
+        case Step::Kind::rope: {
+            const Slot& a = slots_[step.a];
+            const Rope& rope = ropes_[step.table];
+            const int half = step.head_dim / 2;
+            for (int t = first; t < last; t++) {
+                const size_t at = size_t(cache.length_ + t) * half;
+                for (int h = 0; h < step.heads; h++)
+                    kernels_.rope(a.data + size_t(t) * a.stride + h * step.head_dim, rope.cosines.data() + at,
+                                  rope.sines.data() + at, half);
+            }
+            break;
+        }
+        case Step::Kind::gated:
+        case Step::Kind::add: {
+            const Slot &a = slots_[step.a], &b = slots_[step.b], &out = slots_[step.out];
+            // rows lie one after the other: split the values, whatever the number of rows
+            const Share share((end - begin) * a.stride, thread, pool_->size(), 16);
+            const size_t from = size_t(begin) * a.stride + share.begin, count = share.end - share.begin;
+            if (step.kind == Step::Kind::add) kernels_.add(a.data + from, b.data + from, count, out.data + from);
+            else kernels_.gated(a.data + from, b.data + from, step.activation, count, out.data + from);
+            break;
+        }
+        case Step::Kind::linear: execute_linear(step, thread, begin, end); break;
+        case Step::Kind::attention: execute_attention(step, thread, begin, end, cache); break;
+    }
+}
+
+void Program::execute_linear(const Step& step, int thread, int begin, int end) {
+    int panels = 0;
+    for (const Part& part : step.parts) panels += part.weight->view().panels();
+    const Share share(panels, thread, pool_->size());
+    uint8_t* scratch = scratch_[thread].data();
+    int start = 0;
+    for (const Part& part : step.parts) {
+        const Weight& w = part.weight->view();
+        const int first = std::max(share.begin - start, 0), last = std::min(share.end - start, w.panels());
+        start += w.panels();
+        if (first >= last) continue;
+        const Slot& out = slots_[part.out];
+        const Output y{out.data, size_t(out.stride), part.bias ? part.bias->data() : nullptr, step.add};
+        if (step.b == NONE) {
+            const Slot& a = slots_[step.a];
+            kernels_.linear_float(w, a.data, a.stride, begin, end, first, last, y, scratch);
+        } else if (end - begin <= MOST_FEW) {
+            kernels_.linear_few(w, quantized_[step.b].input, begin, end, first, last, y);
+        } else {
+            kernels_.linear_many(w, quantized_[step.b].input, begin, end, first, last, y, scratch);
+        }
+    }
+}
+
+void Program::execute_attention(const Step& step, int thread, int begin, int end, Cache& cache) {
+    const Slot &q = slots_[step.a], &k = slots_[step.b], &v = slots_[step.c], &out = slots_[step.out];
+    const int hd = step.head_dim, padded = round_up(hd, 16), kv_heads = step.kv_heads, group = step.heads / kv_heads;
+    const int before = cache.length_, threads = pool_->size(), rows = end - begin;
+    auto& pages = cache.pages_[step.layer];
+    const bool halves = cache.type_ == CacheType::f16;
+    const size_t item = halves ? 2 : 4;
+
+    // 1. Keys and values of the new tokens go into the cache: keys transposed.
+    const Share mine(rows, thread, rows == 1 ? 1 : threads);
+    if (rows > 1 || thread == 0)
+        for (int t = begin + mine.begin; t < begin + mine.end; t++) {
+            auto& page = pages[(before + t) / PAGE];
+            const int at = (before + t) % PAGE;
+            for (int h = 0; h < kv_heads; h++) {
+                alignas(64) float row[2][512];
+                alignas(64) uint16_t half[512];
+                for (int part = 0; part < 2; part++) {
+                    const Slot& from = part ? v : k;
+                    std::memcpy(row[part], from.data + size_t(t) * from.stride + h * hd, hd * 4);
+                    std::memset(row[part] + hd, 0, (padded - hd) * 4);
+                }
+                uint8_t* keys = page.keys.data() + size_t(h) * padded * PAGE * item;
+                uint8_t* values = page.values.data() + (size_t(h) * PAGE + at) * padded * item;
+                if (halves) {
+                    kernels_.to_half(row[0], padded, half);
+                    for (int d = 0; d < padded; d++) reinterpret_cast<uint16_t*>(keys)[d * PAGE + at] = half[d];
+                    kernels_.to_half(row[1], padded, reinterpret_cast<uint16_t*>(values));
+                } else {
+                    for (int d = 0; d < padded; d++) reinterpret_cast<float*>(keys)[d * PAGE + at] = row[0][d];
+                    std::memcpy(values, row[1], padded * 4);
+                }
+            }
+        }
+    pool_->barrier();
+
+    // 2. Each task: the queries of some tokens that read one head, over some positions.
+    const float scale = 1.0f / std::sqrt(float(hd));
+    const bool few = rows <= MOST_FEW;
+    const int per_task = few ? rows : std::max(1, QUERY_ROWS / group);
+    const int pieces = few ? (before + end + PIECE - 1) / PIECE : 1;
+    const int parts = few ? pieces : (rows + per_task - 1) / per_task;
+    const size_t record = size_t(per_task) * group * (padded + 2);
+    for (int task = thread; task < kv_heads * parts; task += threads) {
+        const int head = task % kv_heads, part = task / kv_heads;
+        const int t0 = few ? begin : begin + part * per_task, t1 = std::min(end, t0 + per_task);
+        const int first = few ? part * PIECE : 0, last = few ? std::min(first + PIECE, before + end) : before + t1;
+        const int n = (t1 - t0) * group;
+        AttentionScratch s(reinterpret_cast<float*>(scratch_[thread].data()), n, padded);
+        for (int r = 0; r < n; r++) {
+            const float* from = q.data + size_t(t0 + r / group) * q.stride + (head * group + r % group) * hd;
+            for (int d = 0; d < hd; d++) s.q[size_t(r) * padded + d] = from[d] * scale;
+            for (int d = hd; d < padded; d++) s.q[size_t(r) * padded + d] = 0;
+            s.most[r] = -std::numeric_limits<float>::infinity();
+            s.total[r] = 0;
+        }
+        std::memset(s.out, 0, size_t(n) * padded * 4);
+        for (int p = first / PAGE; p * PAGE < last; p++) {
+            for (int r = 0; r < n; r++) s.seen[r] = std::clamp(before + t0 + r / group + 1 - p * PAGE, 0, PAGE);
+            kernels_.attend({s.q, pages[p].keys.data() + size_t(head) * padded * PAGE * item,
+                             pages[p].values.data() + size_t(head) * padded * PAGE * item, cache.type_, n, padded, s.seen,
+                             s.scores, s.most, s.total, s.out});
+        }
+        if (few) {
+            float* to = partial_.data() + (size_t(head) * pieces + part) * record;
+            std::memcpy(to, s.out, size_t(n) * padded * 4);
+            std::memcpy(to + size_t(n) * padded, s.most, n * 4);
+            std::memcpy(to + size_t(n) * (padded + 1), s.total, n * 4);
+        } else {
+            for (int r = 0; r < n; r++) {
+                float* to = out.data + size_t(t0 + r / group) * out.stride + (head * group + r % group) * hd;
+                for (int d = 0; d < hd; d++) to[d] = s.out[size_t(r) * padded + d] / s.total[r];
+            }
+        }
+    }
+    if (!few) return;
+    pool_->barrier();
+
+    // 3. A few tokens: put the pieces together, always in the same order.
+    const int n = rows * group;
+    const Share heads(kv_heads * n, thread, threads);
+    for (int i = heads.begin; i < heads.end; i++) {
+        const int head = i / n, r = i % n;
+        const float* from = partial_.data() + size_t(head) * pieces * record;
+        float most = -std::numeric_limits<float>::infinity(), total = 0;
+        for (int p = 0; p < pieces; p++) most = std::max(most, from[p * record + size_t(n) * padded + r]);
+        float* to = out.data + size_t(begin + r / group) * out.stride + (head * group + r % group) * hd;
+        std::memset(to, 0, hd * 4);
+        for (int p = 0; p < pieces; p++) {
+            const float* piece = from + p * record;
+            if (piece[size_t(n) * (padded + 1) + r] == 0) continue;
+            const float weight = std::exp(piece[size_t(n) * padded + r] - most);
+            total += weight * piece[size_t(n) * (padded + 1) + r];
+            for (int d = 0; d < hd; d++) to[d] += weight * piece[size_t(r) * padded + d];
+        }
+        for (int d = 0; d < hd; d++) to[d] /= total;
+    }
+}
+
+}  // namespace zeropoint

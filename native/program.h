@@ -1,0 +1,126 @@
+// A model as a list of steps, run for some tokens at once by all threads, with a barrier after each step.
+//
+// The list is recorded by Python from the model's own description (runtime/ops_native.py): what a block does is written
+// once, there. Here it runs without Python: a call for each token, not for each operation, and no allocation once the
+// buffers have their size.
+//
+// A slot is an activation: float32 (rows, stride), rows being the tokens at hand. Its stride is a multiple of CHUNK and
+// what lies past its width is 0 (weight.h). A quantized slot is the same in integers, made by one step for all linears
+// that read it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+#include "repack.h"
+
+namespace zeropoint {
+
+constexpr int NONE = -1;
+
+struct Part {                  // one of the linears of a step, which all read the same input
+    std::shared_ptr<const StoredWeight> weight;
+    std::shared_ptr<const Buffer<float>> bias;   // or null
+    int out;
+};
+
+struct Step {
+    enum class Kind { embed, norm, quantize, linear, rope, attention, gated, add } kind;
+    int a = NONE, b = NONE, c = NONE, out = NONE;   // slots; `out` of quantize is a quantized slot
+    bool add = false;                               // linear: onto the output slot
+    std::vector<Part> parts;                        // linear; embed: the table
+    std::shared_ptr<const Buffer<float>> gain;      // norm
+    float eps = 0;
+    int heads = 0, kv_heads = 0, head_dim = 0;      // rope, attention
+    int table = NONE;                               // rope: which frequencies
+    int layer = NONE;                               // attention: which part of the cache
+    int activation = 0;                             // gated
+};
+
+// Keys and values of one conversation, in pages that are added as it grows and never move.
+class Cache {
+   public:
+    Cache(int layers, int kv_heads, int head_dim, CacheType type);
+    Cache(const Cache&) = delete;
+    Cache& operator=(const Cache&) = delete;
+    int length() const { return length_; }
+    void rewind(int length) { length_ = length < length_ ? length : length_; }
+    void reserve(int length);
+    size_t bytes() const;
+
+   private:
+    friend class Program;
+    struct Page {
+        Buffer<uint8_t> keys, values;               // (kv_heads, head_dim, PAGE), (kv_heads, PAGE, head_dim)
+    };
+    int kv_heads_, head_dim_, length_ = 0;          // head_dim_: padded to 16
+    CacheType type_;
+    std::vector<std::vector<Page>> pages_;          // (layers, pages)
+};
+
+class Program {
+   public:
+    explicit Program(std::shared_ptr<Pool> pool);
+    Program(const Program&) = delete;
+    Program& operator=(const Program&) = delete;
+
+    // Describing, in the order of the steps.
+    int slot(int width);
+    int quantized(int width, int block);
+    int rope_table(const float* frequencies, int count);
+    void push(Step step);
+    void begin_head() { head_ = steps_.size(); }   // steps from here on run for those rows whose logits are wanted
+    void set_result(int slot) { result_ = slot; }
+    void set_floats(bool floats) { floats_ = floats; }   // linears of integer weights read floats
+
+    // Append tokens to the cache; put the logits of the last `wanted` of them into logits (wanted, stride), where stride
+    // is the vocabulary in whole chunks.
+    void run(Cache& cache, const int32_t* tokens, int count, int wanted, float* logits);
+
+    int result_width() const { return slots_[result_].width; }
+    size_t bytes() const;                          // of buffers, not of weights
+
+   private:
+    struct Slot {
+        int width;
+        int stride;
+        float* data = nullptr;
+    };
+    struct Quantized {
+        int width, block;
+        QInput input{};
+    };
+    struct Rope {
+        std::vector<float> frequencies;
+        Buffer<float> cosines, sines;              // (positions, half)
+    };
+    void reserve(int rows, int positions);
+    void run_chunk(Cache& cache, const int32_t* tokens, int rows, int wanted, float* logits);
+    void execute(const Step& step, int thread, int begin, int end, Cache& cache, const int32_t* tokens);
+    void execute_linear(const Step& step, int thread, int begin, int end);
+    void execute_attention(const Step& step, int thread, int begin, int end, Cache& cache);
+
+    std::shared_ptr<Pool> pool_;
+    const Kernels& kernels_;
+    std::vector<Step> steps_;
+    size_t head_ = 0;
+    int result_ = NONE;
+    bool floats_ = false;
+    std::vector<Slot> slots_;
+    std::vector<Quantized> quantized_;
+    std::vector<Rope> ropes_;
+    int rows_ = 0, positions_ = 0;
+    size_t scratch_bytes_ = 0;
+    std::vector<Buffer<float>> slot_memory_;
+    std::vector<Buffer<int8_t>> q_memory_;
+    std::vector<Buffer<float>> q_scales_;
+    std::vector<Buffer<int32_t>> q_sums_;
+    std::vector<Buffer<uint8_t>> scratch_;         // for each thread
+    Buffer<float> partial_;                        // attention of a few rows, piece by piece
+    std::vector<int> seen_;
+};
+
+}  // namespace zeropoint

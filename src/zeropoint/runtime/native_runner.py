@@ -1,0 +1,287 @@
+"""The native runner: a checkpoint's weights in the layout of the kernels, and the program that runs them. No torch.
+
+Nothing is held twice: a weight is read, put into panels, and dropped; embeddings are read some rows at a time. Tied
+embeddings are one weight, whose rows are looked up and whose panels are multiplied.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import InputError, InternalError
+from zeropoint.models.parts import Block
+from zeropoint.runtime import _native
+from zeropoint.runtime.ops_native import LayerPart, NativeOps, Operation, compile_program
+from zeropoint.runtime.weights import Weights
+from zeropoint.types import PackedWeight
+
+SLAB_BYTES = 8 << 20
+"""Of a float weight, read and put into panels at once."""
+
+Activations = Literal["int8", "float"]
+Embeddings = Literal["stored", "int8"]
+CacheDtype = Literal["float16", "float32"]
+
+_log = logging.getLogger(__name__)
+
+
+class NativeRunner:
+    """Runs a checkpoint with the kernels of this machine; see `zeropoint.runtime.runner.Runner`.
+
+    activations: "int8" rounds what linears with integer weights read, in blocks of columns; "float" does not.
+    embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values.
+    Raises: InputError if ZEROPOINT_ISA names an instruction set that this machine does not have, or threads is below 1.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        threads: int | None = None,
+        activations: Activations = "int8",
+        embeddings: Embeddings = "stored",
+        cache: CacheDtype = "float16",
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; it must be 1 or more")
+        try:
+            self.isa = _native.isa()
+            """The instruction set in use: "portable", "avx2", "avx512vnni" or "amx"."""
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self._config = weights.model.config
+        self._halves = cache == "float16"
+        self._pool = _native.Pool(threads or _native.usable_cores())
+        loader = _Loader(weights, self._pool)
+        self._operations, self._head = _record(weights, loader, embeddings)
+        self._program = self._compile(activations)
+        self.weight_bytes = loader.bytes
+        """Memory that the weights take."""
+        self.token_bytes = loader.bytes - loader.looked_up_bytes
+        """Bytes of weights that are read for each token: all but an embedding that is no head too."""
+        self.expanded = tuple(loader.expanded)
+        """Linears whose groups the kernels cannot run, which are held as float32 instead."""
+        if self.expanded:
+            _log.warning(
+                "%d linears are held as float32: their groups are no multiples of 32 columns (%s ...)",
+                len(self.expanded),
+                self.expanded[0],
+            )
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self._pool.size
+
+    def bandwidth(self, size_bytes: int = 512 << 20, repeats: int = 5) -> float:
+        """Return the bytes per second at which these threads read memory, the best of some tries: decoding's limit."""
+        return self._pool.stream(size_bytes, repeats)
+
+    def session(self) -> NativeSession:
+        """Return a session with an empty cache."""
+        config = self._config
+        cache = _native.Cache(config.layers, config.kv_heads, config.head_dim, self._halves)
+        return NativeSession(self._program, cache, config.vocab_size)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Return logits (time, vocabulary)."""
+        return self.session().logits(tokens, wanted=len(tokens))
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether any linear has integer weights, so that `activations` makes a difference."""
+        return any(not weight.is_float for weight in self._linear_weights())
+
+    def with_activations(self, activations: Activations) -> Self:
+        """Return a runner of the same weights, in the same memory, that rounds activations otherwise."""
+        other = copy.copy(self)
+        other._program = self._compile(activations)
+        return other
+
+    def _compile(self, activations: Activations) -> _native.Program:
+        if activations not in ("int8", "float"):
+            raise InputError(f"activations is {activations!r}; it must be 'int8' or 'float'")
+        return compile_program(self._operations, head=self._head, pool=self._pool, floats=activations == "float")
+
+    def _linear_weights(self) -> Iterator[_native.Weight]:
+        return (operation.detail["weight"] for operation in self._operations if operation.kind == "linear")
+
+
+def _record(weights: Weights, loader: _Loader, embeddings: Embeddings) -> tuple[tuple[Operation, ...], int]:
+    """Load all weights and return the operations of the model, and the index of the first one of the head."""
+    model, ops = weights.model, NativeOps()
+    table_name, norm_name, *head_name = model.outer_tensors()
+    if embeddings not in ("stored", "int8"):
+        raise InputError(f"embeddings is {embeddings!r}; it must be 'stored' or 'int8'")
+    rounded = embeddings == "int8"
+    table = loader.table(table_name, rounded=rounded)
+    head = table
+    if head_name:
+        loader.looked_up_bytes = table.bytes
+        head = loader.table(head_name[0], rounded=rounded)
+    x = model.embed(ops, {table_name: table}, None)
+    for index in range(model.config.layers):
+        block = Block(model.config, ops, loader.block(index))
+        x = block.run(model.flow, x, LayerPart(index))
+    begin_head = len(ops.operations)
+    model.head(ops, {norm_name: loader.vector(norm_name), "lm_head.weight": head}, x)
+    return tuple(ops.operations), begin_head
+
+
+class NativeSession:
+    """One conversation; see `zeropoint.runtime.runner.Session`."""
+
+    def __init__(self, program: _native.Program, cache: _native.Cache, vocab_size: int) -> None:
+        self._program = program
+        self._cache = cache
+        self._vocab_size = vocab_size
+        self._row = np.empty((1, -(-vocab_size // _native.CHUNK) * _native.CHUNK), np.float32)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return self._cache.bytes
+
+    def next_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append tokens and return float32 (vocabulary,) for what follows them; overwritten by the next call."""
+        self._program.run(self._cache, self._checked(tokens), self._row)
+        return self._row[0, : self._vocab_size]
+
+    def logits(self, tokens: Sequence[int], *, wanted: int) -> NDArray[np.float32]:
+        """Append tokens and return float32 (wanted, vocabulary) for the last of them."""
+        rows = np.empty((wanted, self._row.shape[1]), np.float32)
+        self._program.run(self._cache, self._checked(tokens), rows)
+        return rows[:, : self._vocab_size]
+
+    def rewind(self, length: int) -> None:
+        """Forget all tokens after the first `length`."""
+        if not 0 <= length <= self._cache.length:
+            raise InternalError(f"a session of {self._cache.length} tokens cannot be rewound to {length}")
+        self._cache.rewind(length)
+
+    def _checked(self, tokens: Sequence[int]) -> NDArray[np.int32]:
+        ids = np.ascontiguousarray(tokens, dtype=np.int32)
+        if not ids.size:
+            raise InternalError("there are no tokens to run")
+        if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
+            raise InputError(f"tokens are 0 to {self._vocab_size - 1}; got {int(ids.min())} to {int(ids.max())}")
+        return ids
+
+
+class _Loader:
+    """Reads weights from a checkpoint into panels."""
+
+    def __init__(self, weights: Weights, pool: _native.Pool) -> None:
+        self._weights = weights
+        self._checkpoint = weights.checkpoint
+        self._pool = pool
+        self.bytes = 0
+        self.looked_up_bytes = 0
+        self.expanded: list[str] = []
+
+    def block(self, index: int) -> dict[str, Any]:
+        """Return the weights of a block by their local names, linears in panels."""
+        prefix = f"{self._weights.model.block_name(index)}."
+        found: dict[str, Any] = {}
+        for full in self._weights.model.block_tensors(index):
+            name = full.removesuffix(".weight")
+            is_linear = full.endswith(".weight") and name in self._weights.schemes
+            found[full.removeprefix(prefix)] = self.linear(name) if is_linear else self.vector(full)
+        return found
+
+    def vector(self, name: str) -> NDArray[np.float32]:
+        """Return a small tensor as float32."""
+        return _as_float32(self._checkpoint.read_array(name), self._dtype(name))
+
+    def linear(self, name: str) -> _native.Weight:
+        """Return the weight of a linear of a block, float or quantized."""
+        packed = self._weights.packed_linear(name)
+        return self._counted(self._float(f"{name}.weight") if packed is None else self._packed(name, packed))
+
+    def table(self, name: str, *, rounded: bool) -> _native.Weight:
+        """Return an embedding or a head: as it is stored, or rounded to 8 bits by rows."""
+        if not rounded:
+            return self._counted(self._float(name))
+        rows, cols = self._shape(name)
+        weight = _native.codes_weight(8, rows, cols, cols, False, False)
+        halves = self._dtype(name) == "BF16"
+        self._in_slabs(name, weight.round_bf16 if halves else weight.round_f32, as_stored=halves)
+        return self._counted(weight)
+
+    def _float(self, name: str) -> _native.Weight:
+        halves = self._dtype(name) == "BF16"
+        weight = _native.float_weight(halves, *self._shape(name))
+        self._in_slabs(name, weight.put_bf16 if halves else weight.put_f32, as_stored=halves)
+        return weight
+
+    def _packed(self, name: str, packed: PackedWeight) -> _native.Weight:
+        rows, cols = packed.shape
+        scheme = packed.scheme
+        group = cols if scheme.granularity != "group" or scheme.group_size is None else scheme.group_size
+        scale, zero_point = packed.scale, packed.zero_point
+        if scheme.granularity == "tensor":
+            scale = np.repeat(scale, rows, axis=0)
+            zero_point = None if zero_point is None else np.repeat(zero_point, rows, axis=0)
+        scale = np.ascontiguousarray(scale)
+        if group < cols and group % _native.CHUNK:
+            return self._expanded(name, packed, scale, zero_point, group)
+        halves = not bool((scale.view(np.uint32) & 0xFFFF).any())  # bfloat16 numbers
+        weight = _native.codes_weight(scheme.bits, rows, cols, group, halves, zero_point is not None)
+        zeros = None if zero_point is None else (zero_point.astype(np.int16) - scheme.q_min).astype(np.uint8)
+        weight.put_codes(self._pool, 0, packed.words, scale, zeros)
+        return weight
+
+    def _expanded(
+        self, name: str, packed: PackedWeight, scale: NDArray[np.float32], zero_point: Any, group: int
+    ) -> _native.Weight:
+        """Return as float32 what its codes stand for."""
+        from zeropoint.formats import bits
+
+        self.expanded.append(name)
+        rows, cols = packed.shape
+        codes = bits.unpack_array(packed.words.view(np.int32), packed.scheme.bits, cols).astype(np.float32)
+        columns = np.arange(cols) // group
+        if zero_point is not None:
+            codes -= zero_point[:, columns]
+        weight = _native.float_weight(False, rows, cols)
+        weight.put_f32(self._pool, 0, codes * scale[:, columns])
+        return weight
+
+    def _in_slabs(self, name: str, put: Callable[[_native.Pool, int, Any], None], *, as_stored: bool) -> None:
+        rows, cols = self._shape(name)
+        step = max(1, SLAB_BYTES // (4 * cols * _native.PANEL)) * _native.PANEL
+        for start in range(0, rows, step):
+            slab = self._checkpoint.read_array(name, rows=(start, min(rows, start + step)))
+            put(self._pool, start, slab if as_stored else _as_float32(slab, self._dtype(name)))
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        rows, cols = self._info(name).shape
+        return rows, cols
+
+    def _dtype(self, name: str) -> str:
+        return str(self._info(name).dtype)
+
+    def _info(self, name: str) -> Any:
+        return self._checkpoint.tensors[self._checkpoint.tied.get(name, name)]
+
+    def _counted(self, weight: _native.Weight) -> _native.Weight:
+        self.bytes += weight.bytes
+        return weight
+
+
+def _as_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Return what `read_array` gave for a tensor stored as `dtype` as contiguous float32."""
+    if dtype == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(values, dtype=np.float32)

@@ -1,0 +1,250 @@
+"""The ops of `models.parts.Ops` for the native runtime: they compute nothing, they write down what is to be computed.
+
+A model file is run once with these ops. What it does with the values is recorded and put into the form that
+native/program.h executes; from then on a token is one call into C++, however many operations it takes:
+
+    model file --NativeOps--> list of operations --compile--> steps: linears that read the same value in one step,
+                                                              a residual added where its linear writes,
+                                                              values rounded to int8 once for all that read them,
+                                                              memory shared by values that do not live together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zeropoint.errors import ArchitectureError
+from zeropoint.models.rope import Rope
+from zeropoint.runtime import _native
+
+Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add"]
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
+
+
+@dataclass(frozen=True)
+class Value:
+    """An activation, float32 (tokens, width), that some operation makes. heads: set where it is seen as heads."""
+
+    index: int
+    width: int
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the model. detail: what the kind needs besides values: weights, numbers."""
+
+    kind: Kind
+    inputs: tuple[Value, ...]
+    out: Value
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """Which part of the cache a block writes to. length: 0; the position is known when the program runs."""
+
+    layer: int
+    length: int = 0
+
+
+class NativeOps:
+    """Records operations; the arrays it is given are `_native.Weight` for linears and tables, float32 for the rest."""
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+
+    def prepare(self, weight: _native.Weight) -> _native.Weight:
+        """Return the weight, which is in panels already."""
+        return weight
+
+    def embed(self, tokens: None, table: _native.Weight) -> Value:
+        """Record the look-up of the tokens at hand."""
+        return self._record("embed", (), table.cols, table=table)
+
+    def linear(self, x: Value, weight: _native.Weight, bias: NDArray[np.float32] | None) -> Value:
+        """Record x W^T + b."""
+        return self._record("linear", (x,), weight.rows, weight=weight, bias=bias)
+
+    def rms_norm(self, x: Value, gain: NDArray[np.float32], eps: float) -> Value:
+        """Record x / sqrt(mean(x^2) + eps) * gain."""
+        return self._record("norm", (x,), x.width, gain=gain, eps=eps)
+
+    def split_heads(self, x: Value, heads: int) -> Value:
+        """Return the same value, seen as heads."""
+        return Value(x.index, x.width, heads)
+
+    def rope(self, x: Value, rope: Rope, start: int) -> Value:
+        """Record the rotation; where it starts is the length of the cache when the program runs."""
+        out = self._record("rope", (x,), x.width, heads=x.heads, rope=rope)
+        return Value(out.index, out.width, x.heads)
+
+    def attention(self, q: Value, k: Value, v: Value, past: LayerPart) -> Value:
+        """Record that k and v enter the cache and q attends to all of it."""
+        return self._record("attention", (q, k, v), q.width, heads=q.heads, kv_heads=k.heads, layer=past.layer)
+
+    def gated(self, gate: Value, up: Value, activation: str) -> Value:
+        """Record activation(gate) * up."""
+        if activation not in ACTIVATIONS:
+            raise ArchitectureError(
+                f"hidden_act {activation!r} is not known to the native runtime; known are {', '.join(ACTIVATIONS)}"
+            )
+        return self._record("gated", (gate, up), gate.width, activation=ACTIVATIONS.index(activation))
+
+    def add(self, x: Value, y: Value) -> Value:
+        """Record x + y."""
+        return self._record("add", (x, y), x.width)
+
+    def _record(self, kind: Kind, inputs: tuple[Value, ...], width: int, **detail: Any) -> Value:
+        out = Value(len(self.operations), width)
+        self.operations.append(Operation(kind, inputs, out, detail))
+        return out
+
+
+def compile_program(operations: Sequence[Operation], *, head: int, pool: _native.Pool, floats: bool) -> _native.Program:
+    """Return the program that computes the last operation's value.
+
+    head: index of the first operation that is only needed where logits are wanted. floats: the inputs of linears with
+    integer weights stay float32; otherwise they are rounded to int8 in blocks of columns.
+    """
+    return _Compiler(operations, head, pool, floats=floats).program
+
+
+class _Compiler:
+    """Emits the steps of a program, one operation or several at a time."""
+
+    def __init__(self, operations: Sequence[Operation], head: int, pool: _native.Pool, *, floats: bool) -> None:
+        self._operations = operations
+        self._floats = floats
+        self._last_use = {value.index: i for i, operation in enumerate(operations) for value in operation.inputs}
+        self._slots: dict[int, int] = {}  # of a value that lives
+        self._free: dict[int, list[int]] = {}  # slots by width
+        self._quantized: dict[tuple[int, int], int] = {}  # quantized slot by width and block
+        self._held: dict[int, int] = {}  # which value a quantized slot holds
+        self._ropes: dict[Rope, int] = {}
+        self.program = _native.Program(pool)
+        at = 0
+        while at < len(operations):
+            if at == head:
+                self.program.begin_head()
+            at = self._emit(at)
+        self.program.set_result(self._slots[operations[-1].out.index])
+
+    def _emit(self, at: int) -> int:
+        """Emit the step that begins with operation `at`; return the index of the next operation."""
+        operation = self._operations[at]
+        if operation.kind == "linear":
+            return self._emit_linears(at)
+        emit = getattr(self, f"_emit_{operation.kind}")
+        emit(at, operation)
+        self._release(at, operation)
+        return at + 1
+
+    def _emit_embed(self, at: int, operation: Operation) -> None:
+        self.program.embed(operation.detail["table"], self._new(operation.out))
+
+    def _emit_norm(self, at: int, operation: Operation) -> None:
+        source = self._slots[operation.inputs[0].index]
+        self.program.norm(source, operation.detail["gain"], operation.detail["eps"], self._new(operation.out))
+
+    def _emit_rope(self, at: int, operation: Operation) -> None:
+        (x,) = operation.inputs
+        self._take_over(at, x, operation.out)
+        rope: Rope = operation.detail["rope"]
+        if rope not in self._ropes:
+            self._ropes[rope] = self.program.rope_table(rope.frequencies())
+        self.program.rope(self._slots[operation.out.index], operation.detail["heads"], rope.head_dim, self._ropes[rope])
+
+    def _emit_attention(self, at: int, operation: Operation) -> None:
+        q, k, v = (self._slots[value.index] for value in operation.inputs)
+        detail = operation.detail
+        head_dim = operation.out.width // detail["heads"]
+        out = self._new(operation.out)
+        self.program.attention(q, k, v, out, detail["heads"], detail["kv_heads"], head_dim, detail["layer"])
+
+    def _emit_gated(self, at: int, operation: Operation) -> None:
+        gate, up = operation.inputs
+        slots = self._slots[gate.index], self._slots[up.index]
+        self._take_over(at, gate, operation.out)
+        self.program.gated(*slots, self._slots[operation.out.index], operation.detail["activation"])
+
+    def _emit_add(self, at: int, operation: Operation) -> None:
+        x, y = (self._slots[value.index] for value in operation.inputs)
+        self.program.add(x, y, self._new(operation.out))
+
+    def _emit_linears(self, at: int) -> int:
+        """Emit the linears from `at` on that read the same value; with the addition that follows a single one."""
+        end = at
+        while end < len(self._operations) and self._reads_the_same(self._operations[at], self._operations[end]):
+            end += 1
+        linears = self._operations[at:end]
+        (x,) = linears[0].inputs
+        add = self._addition(end) if len(linears) == 1 else None
+        if add is not None:
+            residual = add.inputs[0] if add.inputs[1].index == linears[0].out.index else add.inputs[1]
+            self._take_over(end, residual, add.out)
+            targets = [self._slots[add.out.index]]
+        else:
+            targets = [self._new(linear.out) for linear in linears]
+        for block, members in self._by_block(linears):
+            parts = [(linears[i].detail["weight"], linears[i].detail["bias"], targets[i]) for i in members]
+            quantized = -1 if block is None else self._rounded(x, block)
+            self.program.linear(self._slots[x.index], quantized, parts, add is not None)
+        last = end if add is None else end + 1
+        for index in range(at, last):
+            self._release(index, self._operations[index])
+        return last
+
+    @staticmethod
+    def _reads_the_same(first: Operation, other: Operation) -> bool:
+        return other.kind == "linear" and other.inputs[0].index == first.inputs[0].index
+
+    def _addition(self, at: int) -> Operation | None:
+        """Return operation `at` if it adds what the linear before it made to a value that ends there."""
+        if at >= len(self._operations) or self._operations[at].kind != "add":
+            return None
+        add, made = self._operations[at], self._operations[at - 1].out
+        others = [value for value in add.inputs if value.index != made.index]
+        dies = all(self._last_use[value.index] == at for value in add.inputs)
+        return add if len(others) == 1 and dies else None
+
+    def _by_block(self, linears: Sequence[Operation]) -> Iterator[tuple[int | None, list[int]]]:
+        """Yield which of the linears read the value rounded in blocks of one size, or not rounded (None)."""
+        found: dict[int | None, list[int]] = {}
+        for i, linear in enumerate(linears):
+            weight = linear.detail["weight"]
+            found.setdefault(None if self._floats or weight.is_float else weight.block, []).append(i)
+        yield from found.items()
+
+    def _rounded(self, x: Value, block: int) -> int:
+        """Return the quantized slot that holds x, after a step that fills it if it holds another value."""
+        key = (x.width, block)
+        if key not in self._quantized:
+            self._quantized[key] = self.program.quantized(*key)
+        slot = self._quantized[key]
+        if self._held.get(slot) != x.index:
+            self.program.quantize(self._slots[x.index], slot)
+            self._held[slot] = x.index
+        return slot
+
+    def _new(self, value: Value) -> int:
+        free = self._free.get(value.width)
+        slot = free.pop() if free else self.program.slot(value.width)
+        self._slots[value.index] = slot
+        return slot
+
+    def _take_over(self, at: int, value: Value, heir: Value) -> None:
+        """Let `heir` be written over `value`, which operation `at` reads for the last time."""
+        assert self._last_use[value.index] == at, "a value that is overwritten is read again"
+        self._slots[heir.index] = self._slots.pop(value.index)
+
+    def _release(self, at: int, operation: Operation) -> None:
+        """Free the slots of the values that operation `at` read for the last time."""
+        for value in operation.inputs:
+            if self._last_use[value.index] == at and value.index in self._slots:
+                self._free.setdefault(value.width, []).append(self._slots.pop(value.index))
