@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from child import ENVIRONMENT
 from e2e.cli import SMALL, zeropoint
 from tiny import make_llama
 
@@ -154,7 +155,8 @@ def test_an_output_that_exists_is_refused_and_left_as_it_is(model: Path, tmp_pat
 
 def test_a_full_disk_is_said_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
     limit = f"ulimit -f 40; exec {sys.executable} -m zeropoint quantize {model} -o {tmp_path / 'out'} --json"  # 40 KiB
-    done = subprocess.run(["bash", "-c", " ".join([limit, *SMALL])], capture_output=True, text=True, check=False)
+    command = ["bash", "-c", " ".join([limit, *SMALL])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "free" in done.stderr.splitlines()[-1]
