@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.errors import InputError
+from zeropoint.errors import InputError, NonFiniteError
 from zeropoint.evaluation.results import RECORD, Inspection, QuantizeResult, TensorRow
 from zeropoint.evaluation.size import linear_shape, measure_size, part_of, stored_bytes
 from zeropoint.progress import Progress, ProgressCallback
@@ -101,7 +101,10 @@ def _recorded(row: TensorRow, record: QuantizeResult) -> TensorRow:
 
 
 def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> TensorRow:
-    """Return the row with what can be said when the weights are read."""
+    """Return the row with what can be said when the weights are read.
+
+    Raises: NonFiniteError naming the weight if it holds NaN or infinity.
+    """
     import msgspec
 
     from zeropoint.evaluation.layers import outlier_ratio, weight_error
@@ -109,10 +112,13 @@ def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> Ten
     value = _values(weights, row)
     if not value.is_floating_point():
         return row
-    found: dict[str, Any] = {"outlier_ratio": outlier_ratio(value)}
-    if original is not None:
-        error = weight_error(_values(original, row), value)
-        found |= {"sqnr_db": error.sqnr_db, "cosine": error.cosine, "max_abs_error": error.max_abs}
+    try:
+        found: dict[str, Any] = {"outlier_ratio": outlier_ratio(value)}
+        if original is not None:
+            lost = weight_error(_values(original, row), value)
+            found |= {"sqnr_db": lost.sqnr_db, "cosine": lost.cosine, "max_abs_error": lost.max_abs}
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{row.name}: {error}") from error
     return msgspec.structs.replace(row, **found)
 
 
