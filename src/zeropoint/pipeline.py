@@ -34,7 +34,7 @@ from zeropoint.evaluation.run import size_of
 from zeropoint.evaluation.size import BLOCK_TYPES
 from zeropoint.models.parts import linear_names
 from zeropoint.observe.activations import Activations
-from zeropoint.observe.data import Batches, bundled_text, calibration_batches
+from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.qparams.affine import dequantize
@@ -225,7 +225,7 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
 
 def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> Batches:
     options = recipe.calibration
-    return calibration_batches(
+    text = calibration_batches(
         bundled_text("calibration") if calibration is None else calibration,
         load_tokenizer(weights.checkpoint),
         samples=options.samples,
@@ -233,6 +233,8 @@ def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> B
         seed=options.seed,
         batch=options.batch,
     )
+    require_readable(text, weights.model.config)
+    return text
 
 
 def _described(text: Batches, recipe: Recipe) -> Text:

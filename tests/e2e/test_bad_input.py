@@ -74,6 +74,13 @@ def pickle_only(model: Path) -> list[str]:
     return ["pickle", "safetensors"]
 
 
+def foreign_tokenizer(model: Path) -> list[str]:
+    shutil.rmtree(model)
+    make_llama(model, vocab=270)
+    shutil.copy(make_llama(model.with_name("other"), vocab=300) / "tokenizer.json", model)
+    return ["tokenizer.json", "0 to 269"]
+
+
 def no_config(model: Path) -> list[str]:
     (model / "config.json").unlink()
     return ["config.json"]
@@ -100,6 +107,7 @@ FAULTS = [
     infinite_norm,
     missing_tensor,
     pickle_only,
+    foreign_tokenizer,
     no_config,
 ]
 
@@ -121,6 +129,7 @@ def test_a_faulty_model_is_refused(fault: Callable[[Path], list[str]], model: Pa
         ("weights.bits=9", ["weights.bits", "9"]),
         ("weights.group_size=40", ["40", "64 columns", "use a group_size of"]),
         ("calibration.samples=0", ["calibration.samples"]),
+        ("calibration.length=513", ["513", "context of 512", "calibration.length"]),
     ],
 )
 def test_a_wrong_setting_is_refused(setting: str, words: list[str], model: Path, tmp_path: Path) -> None:

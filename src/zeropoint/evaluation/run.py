@@ -26,7 +26,7 @@ from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, QuantizeRe
 from zeropoint.evaluation.size import measure_size, stored_bytes
 from zeropoint.evaluation.verdict import judge
 from zeropoint.observe.activations import Activations
-from zeropoint.observe.data import Windows, judging_windows
+from zeropoint.observe.data import Windows, judging_windows, require_readable
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.ops_torch import TorchOps
@@ -71,6 +71,7 @@ def evaluate(
             "give the model that it was made from as reference"
         )
     windows = judging_windows(text, load_tokenizer(original.checkpoint), length=length, max_windows=max_windows)
+    require_readable(windows, original.model.config)
     scores = _scores(original, judged, windows, progress)
     count = len(windows.tokens)
     kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
