@@ -37,10 +37,11 @@ def inspect(
     if record is not None:
         rows = [_recorded(row, record) for row in rows]
     if not headers:
+        report = progress or (lambda step: None)
+        report(Progress("inspect", 0, len(rows)))
         for done, row in enumerate(rows):
             rows[done] = _measured(row, weights, original)
-            if progress is not None:
-                progress(Progress("inspect", done + 1, len(rows), row.name))
+            report(Progress("inspect", done + 1, len(rows), row.name))
     tensors = weights.checkpoint.tensors
     against = f"{record.model}, as recorded" if record is not None else reference
     return Inspection(

@@ -71,6 +71,7 @@ def quantize(
     the output's name then.
     """
     started_s = time.perf_counter()
+    report = progress or (lambda step: None)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe.check()
     weights = Weights(open_checkpoint(model))
@@ -84,13 +85,13 @@ def quantize(
         with Activations(limit_bytes=activation_memory_bytes, folder=writer.folder) as activations:
             if text is not None:
                 activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
+            report(Progress("quantize", 0, weights.model.config.layers))
             for block in _quantized_blocks(weights, plans, ops, activations):
                 for layer in block.layers:
                     writer.add(file_format.pack(layer.name, layer.rounded.qtensor))
                 writer.add({name: _as_written(weights, name) for name in block.float_names})
                 rows += [layer.row for layer in block.layers]
-                if progress is not None:
-                    progress(Progress("quantize", block.index + 1, weights.model.config.layers, block.name))
+                report(Progress("quantize", block.index + 1, weights.model.config.layers, block.name))
             spilled_bytes = activations.most_spilled_bytes
         for name in (*weights.model.outer_tensors(), *weights.skipped()):
             writer.add({name: _as_written(weights, name)})

@@ -129,6 +129,7 @@ def _scores(original: Weights, judged: Weights, windows: Windows, progress: Prog
     outputs: list[Activations] = []
     with ExitStack() as stack, torch.inference_mode():
         done = 0
+        report(Progress("evaluate", done, blocks))
         for weights in (original, judged):
             activations = stack.enter_context(Activations(limit_bytes=ACTIVATION_MEMORY_BYTES // 2))
             activations.extend(weights.embed(ops, tokens, batch))
