@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.errors import InputError
+from zeropoint.errors import InputError, NonFiniteError
 from zeropoint.evaluation.results import RECORD, Inspection, QuantizeResult, TensorRow
 from zeropoint.evaluation.size import linear_shape, measure_size, part_of, stored_bytes
 from zeropoint.progress import Progress, ProgressCallback
@@ -37,10 +37,11 @@ def inspect(
     if record is not None:
         rows = [_recorded(row, record) for row in rows]
     if not headers:
+        report = progress or (lambda step: None)
+        report(Progress("inspect", 0, len(rows)))
         for done, row in enumerate(rows):
             rows[done] = _measured(row, weights, original)
-            if progress is not None:
-                progress(Progress("inspect", done + 1, len(rows), row.name))
+            report(Progress("inspect", done + 1, len(rows), row.name))
     tensors = weights.checkpoint.tensors
     against = f"{record.model}, as recorded" if record is not None else reference
     return Inspection(
@@ -101,7 +102,10 @@ def _recorded(row: TensorRow, record: QuantizeResult) -> TensorRow:
 
 
 def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> TensorRow:
-    """Return the row with what can be said when the weights are read."""
+    """Return the row with what can be said when the weights are read.
+
+    Raises: NonFiniteError naming the weight if it holds NaN or infinity.
+    """
     import msgspec
 
     from zeropoint.evaluation.layers import outlier_ratio, weight_error
@@ -109,10 +113,13 @@ def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> Ten
     value = _values(weights, row)
     if not value.is_floating_point():
         return row
-    found: dict[str, Any] = {"outlier_ratio": outlier_ratio(value)}
-    if original is not None:
-        error = weight_error(_values(original, row), value)
-        found |= {"sqnr_db": error.sqnr_db, "cosine": error.cosine, "max_abs_error": error.max_abs}
+    try:
+        found: dict[str, Any] = {"outlier_ratio": outlier_ratio(value)}
+        if original is not None:
+            lost = weight_error(_values(original, row), value)
+            found |= {"sqnr_db": lost.sqnr_db, "cosine": lost.cosine, "max_abs_error": lost.max_abs}
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{row.name}: {error}") from error
     return msgspec.structs.replace(row, **found)
 
 

@@ -34,7 +34,7 @@ from zeropoint.evaluation.run import size_of
 from zeropoint.evaluation.size import BLOCK_TYPES
 from zeropoint.models.parts import linear_names
 from zeropoint.observe.activations import Activations
-from zeropoint.observe.data import Batches, bundled_text, calibration_batches
+from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.qparams.affine import dequantize
@@ -71,6 +71,7 @@ def quantize(
     the output's name then.
     """
     started_s = time.perf_counter()
+    report = progress or (lambda step: None)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe.check()
     weights = Weights(open_checkpoint(model))
@@ -84,13 +85,13 @@ def quantize(
         with Activations(limit_bytes=activation_memory_bytes, folder=writer.folder) as activations:
             if text is not None:
                 activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
+            report(Progress("quantize", 0, weights.model.config.layers))
             for block in _quantized_blocks(weights, plans, ops, activations):
                 for layer in block.layers:
                     writer.add(file_format.pack(layer.name, layer.rounded.qtensor))
                 writer.add({name: _as_written(weights, name) for name in block.float_names})
                 rows += [layer.row for layer in block.layers]
-                if progress is not None:
-                    progress(Progress("quantize", block.index + 1, weights.model.config.layers, block.name))
+                report(Progress("quantize", block.index + 1, weights.model.config.layers, block.name))
             spilled_bytes = activations.most_spilled_bytes
         for name in (*weights.model.outer_tensors(), *weights.skipped()):
             writer.add({name: _as_written(weights, name)})
@@ -225,7 +226,7 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
 
 def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> Batches:
     options = recipe.calibration
-    return calibration_batches(
+    text = calibration_batches(
         bundled_text("calibration") if calibration is None else calibration,
         load_tokenizer(weights.checkpoint),
         samples=options.samples,
@@ -233,6 +234,8 @@ def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> B
         seed=options.seed,
         batch=options.batch,
     )
+    require_readable(text, weights.model.config)
+    return text
 
 
 def _described(text: Batches, recipe: Recipe) -> Text:

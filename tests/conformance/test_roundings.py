@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unit.rounding.test_gptq import correlated
+from unit.rounding.test_gptq import inputs
 from zeropoint import find
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.rounding.ladder import Rounded, round_weight
-from zeropoint.types import Scheme, SecondMoment
+from zeropoint.types import Scheme, Stats
 
 METHODS = find.names("rounding")
 
 
-def round_it(method: str, weight: Tensor, moment: SecondMoment, scheme: Scheme) -> Rounded:
+def statistics(method: str, x: Tensor) -> dict[str, Stats]:
+    """What the method needs of the input x (tokens, cols), and the second moment that all of them are judged by."""
+    observers = {name: find.load("observe", name).Observer() for name in {"second_moment", *need(method)}}
+    for observer in observers.values():
+        observer.update(x)
+    return {name: observer.result() for name, observer in observers.items()}
+
+
+def need(method: str) -> tuple[str, ...]:
+    names: tuple[str, ...] = find.load("rounding", method).NEEDS
+    return names
+
+
+def round_it(method: str, weight: Tensor, stats: dict[str, Stats], scheme: Scheme) -> Rounded:
     module = find.load("rounding", method)
     qparams = choose_qparams(weight, scheme, "minmax", None)
-    return round_weight(weight, qparams, scheme, {"second_moment": moment}, method, module.Options())
+    return round_weight(weight, qparams, scheme, stats, method, module.Options())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -55,15 +70,16 @@ def test_codes_are_in_range_and_no_worse_than_nearest(
     weight *= {"zero": 0.0, "tiny": 1e-30, "huge": 1e15}.get(kind, 1.0)
     if kind == "constant":
         weight[:] = -0.37
-    moment = correlated(cols, tokens=tokens, seed=seed)
+    x = inputs(cols, tokens=tokens, seed=seed)
     if dead:
-        moment.matrix[0], moment.matrix[:, 0] = 0, 0
-    got = round_it(method, weight, moment, scheme)
+        x[:, 0] = 0
+    stats = statistics(method, x)
+    got = round_it(method, weight, stats, scheme)
     assert got.qtensor.codes.dtype == torch.int8
     assert got.qtensor.shape == (rows, cols)
     assert int(got.qtensor.codes.min()) >= scheme.q_min
     assert int(got.qtensor.codes.max()) <= scheme.q_max
-    assert 0 <= got.error <= round_it("rtn", weight, moment, scheme).error
+    assert 0 <= got.error <= round_it("rtn", weight, stats, scheme).error
     if kind == "zero":
         assert got.error == 0
 
@@ -72,11 +88,12 @@ def test_codes_are_in_range_and_no_worse_than_nearest(
 def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(method: str) -> None:
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(5))
     before = torch.get_num_threads()
+    stats = statistics(method, inputs(128))
     codes = []
     try:
         for threads in (1, 2, 1):
             torch.set_num_threads(threads)
-            codes.append(round_it(method, weight, correlated(128), Scheme(group_size=32)).qtensor.codes)
+            codes.append(round_it(method, weight, stats, Scheme(group_size=32)).qtensor.codes)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(codes[0], codes[1])
@@ -85,8 +102,13 @@ def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(method: str
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_weight_and_the_statistics_are_left_as_they_were(method: str) -> None:
-    weight, moment = torch.randn(8, 64, generator=torch.Generator().manual_seed(5)), correlated(64)
-    copies = weight.clone(), moment.matrix.clone()
-    round_it(method, weight, moment, Scheme(group_size=32))
+    weight, stats = torch.randn(8, 64, generator=torch.Generator().manual_seed(5)), statistics(method, inputs(64))
+    copies = deepcopy((weight, stats))
+    round_it(method, weight, stats, Scheme(group_size=32))
     assert torch.equal(weight, copies[0])
-    assert torch.equal(moment.matrix, copies[1])
+    for name, kept in copies[1].items():
+        assert all(torch.equal(*pair) for pair in zip(_tensors(stats[name]), _tensors(kept), strict=True))
+
+
+def _tensors(stats: Stats) -> list[Tensor]:
+    return [value for value in vars(stats).values() if isinstance(value, Tensor)]

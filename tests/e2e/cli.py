@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from child import ENVIRONMENT
+
 SMALL = ("--set", "calibration.samples=8", "--set", "calibration.length=32", "--set", "weights.group_size=32")
 """Settings with which a model of tests/tiny.py is quantized in a second."""
 
@@ -13,4 +15,6 @@ SMALL = ("--set", "calibration.samples=8", "--set", "calibration.length=32", "--
 def zeropoint(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `zeropoint ARGUMENTS` and return its exit code and output."""
     command = [sys.executable, "-m", "zeropoint", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, env=ENVIRONMENT, timeout=120
+    )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from child import ENVIRONMENT
 from e2e.cli import SMALL, zeropoint
 from tiny import make_llama
 
@@ -73,6 +74,13 @@ def pickle_only(model: Path) -> list[str]:
     return ["pickle", "safetensors"]
 
 
+def foreign_tokenizer(model: Path) -> list[str]:
+    shutil.rmtree(model)
+    make_llama(model, vocab=270)
+    shutil.copy(make_llama(model.with_name("other"), vocab=300) / "tokenizer.json", model)
+    return ["tokenizer.json", "0 to 269"]
+
+
 def no_config(model: Path) -> list[str]:
     (model / "config.json").unlink()
     return ["config.json"]
@@ -99,6 +107,7 @@ FAULTS = [
     infinite_norm,
     missing_tensor,
     pickle_only,
+    foreign_tokenizer,
     no_config,
 ]
 
@@ -120,6 +129,7 @@ def test_a_faulty_model_is_refused(fault: Callable[[Path], list[str]], model: Pa
         ("weights.bits=9", ["weights.bits", "9"]),
         ("weights.group_size=40", ["40", "64 columns", "use a group_size of"]),
         ("calibration.samples=0", ["calibration.samples"]),
+        ("calibration.length=513", ["513", "context of 512", "calibration.length"]),
     ],
 )
 def test_a_wrong_setting_is_refused(setting: str, words: list[str], model: Path, tmp_path: Path) -> None:
@@ -154,7 +164,8 @@ def test_an_output_that_exists_is_refused_and_left_as_it_is(model: Path, tmp_pat
 
 def test_a_full_disk_is_said_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
     limit = f"ulimit -f 40; exec {sys.executable} -m zeropoint quantize {model} -o {tmp_path / 'out'} --json"  # 40 KiB
-    done = subprocess.run(["bash", "-c", " ".join([limit, *SMALL])], capture_output=True, text=True, check=False)
+    command = ["bash", "-c", " ".join([limit, *SMALL])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "free" in done.stderr.splitlines()[-1]

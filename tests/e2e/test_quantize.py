@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 import zeropoint as api
+from child import ENVIRONMENT
 from e2e.cli import SMALL, zeropoint
 from tiny import make_gguf, make_llama
 
@@ -128,7 +128,7 @@ def test_a_quantized_model_is_not_quantized_again(made: tuple[Path, dict[str, ob
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", layers=40)
     command = [sys.executable, "-m", "zeropoint", "quantize", str(model), "-o", str(tmp_path / "out"), *SMALL]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
         assert run.stderr is not None
         for line in run.stderr:
             if line.startswith("quantize"):
@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
 
 def peak_bytes(model: Path) -> int:
     # one thread and large blocks mapped: the allocator's own habits are not what is measured here
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "zeropoint", "quantize", str(model), "-o", f"{model}-out", *SMALL, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(json.loads(done.stdout)["peak_memory_bytes"])

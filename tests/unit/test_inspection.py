@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tiny import make_gguf, make_llama
-from zeropoint.errors import InputError
+from zeropoint.errors import InputError, NonFiniteError
 from zeropoint.inspection import inspect
 from zeropoint.pipeline import quantize
 from zeropoint.recipe import load_recipe
@@ -55,6 +56,15 @@ def test_errors_against_the_reference_are_those_recorded_when_it_was_quantized(p
 
 def test_outliers_are_measured_where_weights_are_read(pair: tuple[Path, Path]) -> None:
     assert all(row.outlier_ratio is not None and row.outlier_ratio >= 1 for row in inspect(pair[0]).tensors)
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "broken")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.mlp\.up_proj: 1 of 6144"):
+        inspect(model)
 
 
 def test_a_gguf_file_is_inspected_with_its_own_types(tmp_path: Path) -> None:

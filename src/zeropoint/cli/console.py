@@ -144,7 +144,7 @@ def progress() -> Iterator[ProgressCallback]:
 class _Clock:
     """The time that a stage has left, from the time that its finished steps took.
 
-    A stage begins when the one before it reported last, as its first report comes after its first step.
+    A stage begins with its report of 0 steps; one that reports after its first step began when the one before it ended.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -157,6 +157,8 @@ class _Clock:
         if progress.stage != self._stage:
             self._stage, self._started_s = progress.stage, self._last_s
         self._last_s = self._now()
+        if progress.done == 0:
+            self._started_s = self._last_s
         if not 0 < progress.done < progress.total:
             return ""
         return f"{_duration((self._last_s - self._started_s) / progress.done * (progress.total - progress.done))} left"

@@ -31,7 +31,7 @@ from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, QuantizeRe
 from zeropoint.evaluation.size import measure_size, stored_bytes
 from zeropoint.evaluation.verdict import judge
 from zeropoint.observe.activations import Activations
-from zeropoint.observe.data import Windows, judging_windows
+from zeropoint.observe.data import Windows, judging_windows, require_readable
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.native_runner import NativeRunner, NativeSession
@@ -91,6 +91,7 @@ def evaluate(
             "give the model that it was made from as reference"
         )
     windows = judging_windows(text, load_tokenizer(original.checkpoint), length=length, max_windows=max_windows)
+    require_readable(windows, original.model.config)
     report = progress or (lambda step: None)
     if runtime == "native":
         run = _run_native(original, judged, windows, activations, report)
@@ -164,6 +165,7 @@ def _run_native(
     # only integers are multiplied by rounded activations
     rounds = activations == "int8" and quantized.has_integers
     exact = quantized.with_activations("float") if rounds else None
+    report(Progress("evaluate", 0, len(windows.tokens)))
     scores: list[TokenScores] = []
     of_rounding: list[TokenScores] = []
     for index, window in enumerate(windows.tokens):
@@ -194,6 +196,7 @@ def _scores(original: Weights, judged: Weights, windows: Windows, report: Progre
     outputs: list[Activations] = []
     with ExitStack() as stack, torch.inference_mode():
         done = 0
+        report(Progress("evaluate", done, blocks))
         for weights in (original, judged):
             activations = stack.enter_context(Activations(limit_bytes=ACTIVATION_MEMORY_BYTES // 2))
             activations.extend(weights.embed(ops, tokens, batch))

@@ -27,7 +27,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint.errors import InputError, TextError
+from zeropoint.errors import CheckpointError, InputError, TextError
+from zeropoint.models.parts import Config
 
 Tokens: TypeAlias = NDArray[np.int32]
 
@@ -153,6 +154,24 @@ def judging_windows(
         # (2k + 1) / (2n): the middles of n equal parts
         windows = [windows[(2 * k + 1) * len(windows) // (2 * max_windows)] for k in range(max_windows)]
     return Windows(np.stack(windows), source, note)
+
+
+def require_readable(text: Batches | Windows, config: Config) -> None:
+    """Refuse windows that a model cannot read: longer than its context, or with tokens that it does not have.
+
+    Raises: TextError for the length, CheckpointError for a tokenizer that belongs to another model.
+    """
+    length, largest = text.tokens.shape[1], int(text.tokens.max())
+    if length > config.max_positions:
+        raise TextError(
+            f"windows of {length} tokens are longer than the model's context of {config.max_positions}; use shorter "
+            "ones (calibration.length to quantize, --length to evaluate)"
+        )
+    if largest >= config.vocab_size:
+        raise CheckpointError(
+            f"{text.source.name}: tokenizer.json makes token {largest} of it, and the model has the tokens 0 to "
+            f"{config.vocab_size - 1}; use the tokenizer.json that belongs to the model"
+        )
 
 
 class _TokenStream:

@@ -1,5 +1,4 @@
-"""The native runtime: weights in panels, programs of steps, threads. See native/ for what is behind it.
-"""
+"""The native runtime: weights in panels, programs of steps, threads. See native/ for what is behind it."""
 
 import numpy
 from numpy.typing import NDArray
@@ -15,8 +14,7 @@ def isa() -> str:
     """Return the one in use; ValueError if ZEROPOINT_ISA names none of them."""
 
 def usable_cores() -> int:
-    """Return the cores of this process: its affinity, and its container's quota.
-    """
+    """Return the cores of this process: its affinity, and its container's quota."""
 
 class Pool:
     """A few threads that wait for work."""
@@ -25,8 +23,7 @@ class Pool:
     @property
     def size(self) -> int: ...
     def stream(self, bytes: int, repeats: int) -> float:
-        """Return the bytes per second at which memory can be read, the best of `repeats`.
-        """
+        """Return the bytes per second at which memory can be read, the best of `repeats`."""
 
 class Weight:
     """A weight in panels of 16 rows."""

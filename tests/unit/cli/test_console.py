@@ -58,6 +58,11 @@ def test_the_time_left_counts_from_the_end_of_the_stage_before() -> None:
     assert lines_of(steps) == ["read 1/1", "judge 1/3, 0:20 left", "judge 2/3, 0:10 left"]
 
 
+def test_what_came_before_a_stage_began_is_not_in_the_time_left() -> None:
+    steps = [(60.0, Progress("quantize", 0, 3)), (10.0, Progress("quantize", 1, 3))]
+    assert lines_of(steps) == ["quantize 0/3", "quantize 1/3, 0:20 left"]
+
+
 def test_quick_steps_do_not_flood_the_file_but_the_first_and_the_last_are_there() -> None:
     steps = [(0.1, Progress("judge", done, 100)) for done in range(1, 101)]
     lines = lines_of(steps)

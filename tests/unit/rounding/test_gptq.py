@@ -14,11 +14,15 @@ from zeropoint.rounding.objective import output_error
 from zeropoint.types import QTensor, Scheme, SecondMoment
 
 
-def correlated(cols: int, *, tokens: int = 400, seed: int = 0) -> SecondMoment:
-    """The second moment of inputs with correlated columns of very different size, as a real layer has."""
+def inputs(cols: int, *, tokens: int = 400, seed: int = 0) -> Tensor:
+    """Inputs (tokens, cols) with correlated columns of very different size, as a real layer has."""
     random = torch.Generator().manual_seed(seed)
     mix = torch.randn(cols, cols, generator=random) / cols**0.5 + torch.eye(cols)
-    x = torch.randn(tokens, cols, generator=random) @ mix * torch.logspace(-1, 1, cols)
+    return torch.randn(tokens, cols, generator=random) @ mix * torch.logspace(-1, 1, cols)
+
+
+def correlated(cols: int, *, tokens: int = 400, seed: int = 0) -> SecondMoment:
+    x = inputs(cols, tokens=tokens, seed=seed)
     return SecondMoment(x.T @ x / tokens, tokens)
 
 
