@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -66,6 +66,27 @@ def show_text(text: str) -> None:
         text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def asks() -> bool:
+    """Say whether somebody sits at a terminal and types what `ask` returns."""
+    return sys.stdin.isatty()
+
+
+def ask(prompt: str) -> str | None:
+    """Return the next line of stdin, or None at its end. A terminal shows `prompt`, and lets the line be edited."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):  # not every system has it
+            import readline  # noqa: F401 - gives input() its keys and its history
+        try:
+            return input(prompt)
+        except EOFError:
+            show_text("\n")
+            return None
+    if asks():
+        _to_stderr(prompt)
+    line = sys.stdin.readline()
+    return line.removesuffix("\n") if line else None
 
 
 def flush() -> None:

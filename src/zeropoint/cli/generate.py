@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, threads_option
+from zeropoint.cli.options import example, json_option, sampling_options, threads_option
 
 
 @click.command(
@@ -20,23 +20,7 @@ from zeropoint.cli.options import example, json_option, threads_option
 )
 @click.argument("model", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("-p", "--prompt", required=True, help="The text to go on from; - reads it from stdin.")
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N", help="At most so many."
-)
-@click.option(
-    "--temperature", type=float, default=0.0, show_default=True, metavar="X", help="0 takes the likeliest token always."
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    metavar="X",
-    help="Draw from the likeliest tokens that sum to X.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Of the drawing."
-)
+@sampling_options(max_tokens=128)
 @click.option(
     "--chat/--raw", default=False, help="Put the prompt into the model's chat template, or take it as it is (default)."
 )

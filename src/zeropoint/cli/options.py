@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def example(*lines: str) -> str:
@@ -16,6 +20,51 @@ def example(*lines: str) -> str:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON document; stdout holds nothing else."
 )
+
+
+def sampling_options(*, max_tokens: int) -> Callable[[Command], Command]:
+    """Return the decorator with --max-tokens, --temperature, --top-p and --seed. max_tokens: the default."""
+    options = (
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            default=max_tokens,
+            show_default=True,
+            metavar="N",
+            help="At most so many.",
+        ),
+        click.option(
+            "--temperature",
+            type=float,
+            default=0.0,
+            show_default=True,
+            metavar="X",
+            help="0 takes the likeliest token always.",
+        ),
+        click.option(
+            "--top-p",
+            type=float,
+            default=1.0,
+            show_default=True,
+            metavar="X",
+            help="Draw from the likeliest tokens that sum to X.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Of the drawing.",
+        ),
+    )
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):  # the last one applied is the first in the help
+            command = option(command)
+        return command
+
+    return decorate
 
 
 class Share(click.ParamType[float]):
