@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import Share, example, json_option, threads_option
+from zeropoint.cli.options import Share, example, json_option, limit_torch, threads_option
 
 
 @click.command(
@@ -59,6 +59,7 @@ def command(
     length: int,
     max_windows: int | None,
     fail_on: tuple[str, ...],
+    threads: int | None,
     as_json: bool,
 ) -> int:
     """Compare OUT with the model it was made from, and give a verdict.
@@ -67,6 +68,7 @@ def command(
     INCONCLUSIVE: it holds 1 + margin, and the verdict says how much more text would decide. The numbers are written to
     OUT/results.json.
     """
+    limit_torch(threads)
     from zeropoint.evaluation.run import evaluate
 
     if text is None:
