@@ -6,6 +6,7 @@ A new architecture is tested as soon as it has a line in VARIANTS, and the suite
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,20 +70,28 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.nn.Modul
     return model, tmp_path
 
 
+EXACT = [
+    pytest.param({"runtime": "torch"}, id="torch"),
+    pytest.param({"runtime": "native", "activations": "float", "cache": "float32"}, id="native"),
+]
+"""Both runtimes, without what the native one rounds."""
+
 TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
 
 
-def test_logits_equal_those_of_transformers(pair: tuple[torch.nn.Module, Path]) -> None:
+@pytest.mark.parametrize("options", EXACT)
+def test_logits_equal_those_of_transformers(pair: tuple[torch.nn.Module, Path], options: dict[str, Any]) -> None:
     theirs, folder = pair
     with torch.no_grad():
         expected = theirs(TOKENS).logits[0]
-    ours = torch.from_numpy(load(folder).logits(TOKENS[0].tolist()))
+    ours = torch.from_numpy(load(folder, **options).logits(TOKENS[0].tolist()))
     # float32 sums in another order, through two blocks with weights of 0.3: a few ulps of the largest logit
     assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
 
 
-def test_token_by_token_equals_all_at_once(pair: tuple[torch.nn.Module, Path]) -> None:
-    model = load(pair[1])
+@pytest.mark.parametrize("options", EXACT)
+def test_token_by_token_equals_all_at_once(pair: tuple[torch.nn.Module, Path], options: dict[str, Any]) -> None:
+    model = load(pair[1], **options)
     expected = model.logits(TOKENS[0].tolist())
     session = model.session()
     steps = [session.next_logits(piece.tolist()) for piece in TOKENS[0].split([5, 1, 1, 30, 1, 52])]

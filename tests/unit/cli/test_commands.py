@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, cast
@@ -14,9 +13,20 @@ from typing import TypeVar, cast
 import msgspec
 import pytest
 
+from child import run_python
+from tiny import quantized
 from zeropoint import cli
 from zeropoint.errors import CheckpointError
-from zeropoint.evaluation.results import Evaluation, Inspection, LayerRow, QuantizeResult, TensorRow, Verdict
+from zeropoint.evaluation.results import (
+    Bench,
+    Evaluation,
+    Generation,
+    Inspection,
+    LayerRow,
+    QuantizeResult,
+    TensorRow,
+    Verdict,
+)
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
 
@@ -51,6 +61,7 @@ QUANTIZED = filled(QuantizeResult, recipe=load_recipe("w4a16").to_dict(), layers
 UP_PROJ = filled(TensorRow, name="model.layers.0.mlp.up_proj", kind="up_proj", role="linear", shape=[4, 240])
 NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[240])
 INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
+BENCHED = filled(Bench, against=None, prefill_ratio=None, decode_ratio=None)
 
 
 def evaluation(verdict: Verdict) -> Evaluation:
@@ -149,11 +160,13 @@ def test_evaluate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
     calls = stand_in("zeropoint.evaluation.run.evaluate", evaluation("EQUIVALENT"))
     assert cli.main(["evaluate", "o", "--reference", "m", "--text", "t.txt"]) == 0
     given = {"reference": Path("m"), "text": Path("t.txt"), "margin": 0.01, "length": 512, "max_windows": None}
+    given |= {"runtime": "native", "activations": "int8", "threads": None}
     assert calls == [((Path("o"),), given)]
     calls.clear()
     line = "evaluate o --reference m --text t.txt --margin 2.5% --length 64 --max-windows 3"
-    assert cli.main(line.split()) == 0
+    assert cli.main([*line.split(), "--runtime", "torch", "--activations", "float"]) == 0
     given = {"reference": Path("m"), "text": Path("t.txt"), "margin": 0.025, "length": 64, "max_windows": 3}
+    given |= {"runtime": "torch", "activations": "float", "threads": None}
     assert calls == [((Path("o"),), given)]
     capfd.readouterr()
 
@@ -231,6 +244,7 @@ COMMANDS = {
     "quantize m -o o": ("zeropoint.pipeline.quantize", QUANTIZED),
     "evaluate o --reference m": ("zeropoint.evaluation.run.evaluate", evaluation("DEGRADED")),
     "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
+    "bench o": ("zeropoint.evaluation.speed.bench", BENCHED),
 }
 
 
@@ -254,7 +268,7 @@ def test_a_refusal_is_one_sentence_on_stderr(line: str, form: str, stand_in: Sta
     assert streams.err == "work 1/2, model.layers.0, 0:00 left\nzeropoint: m: no folder\n"
 
 
-@pytest.mark.parametrize("line", [*COMMANDS, "generate o -p x"])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("bench")])
 def test_threads_are_set_for_torch_before_and_after_it_is_imported(
     line: str, stand_in: Stand, monkeypatch: pytest.MonkeyPatch, capfd: Streams
 ) -> None:
@@ -264,28 +278,91 @@ def test_threads_are_set_for_torch_before_and_after_it_is_imported(
         monkeypatch.setenv(name, "7")
     set_threads = Calls(None)
     monkeypatch.setattr(torch, "set_num_threads", set_threads)
-    function, result = COMMANDS.get(line, ("zeropoint.runtime.generate.load", Model([])))
-    stand_in(function, result)
+    stand_in(*COMMANDS[line])
     assert cli.main([*line.split(), "--threads", "2"]) == 0
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("2", "2")
     assert set_threads == [((2,), {})]
     capfd.readouterr()
 
 
+# bench
+
+
+def test_bench_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.speed.bench", BENCHED)
+    assert cli.main(["bench", "o"]) == 0
+    given: dict[str, object] = {
+        "against": None,
+        "prompt_tokens": 512,
+        "tokens": 128,
+        "runs": 5,
+        "threads": None,
+        "embeddings": "stored",
+        "activations": "int8",
+    }
+    assert calls == [((Path("o"),), given)]
+    calls.clear()
+    line = "bench o --against m --prompt-tokens 9 --tokens 8 --runs 7 --threads 6 --embeddings int8 --activations float"
+    assert cli.main(line.split()) == 0
+    given = {
+        "against": Path("m"),
+        "prompt_tokens": 9,
+        "tokens": 8,
+        "runs": 7,
+        "threads": 6,
+        "embeddings": "int8",
+        "activations": "float",
+    }
+    assert calls == [((Path("o"),), given)]
+    capfd.readouterr()
+
+
+def test_the_table_of_bench_ends_in_one_line_of_json(stand_in: Stand, capfd: Streams) -> None:
+    stand_in("zeropoint.evaluation.speed.bench", BENCHED)
+    assert cli.main(["bench", "o"]) == 0
+    *table, last = capfd.readouterr().out.splitlines()
+    assert msgspec.json.decode(last, type=Bench) == BENCHED
+    assert any(row.startswith("decode") for row in table)
+
+
+@pytest.mark.parametrize(
+    "option", ["--runs 0", "--tokens 0", "--prompt-tokens -1", "--threads 0", "--embeddings int4", "--activations int4"]
+)
+def test_bench_refuses_an_option_out_of_range(option: str, stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.speed.bench", BENCHED)
+    assert cli.main(["bench", "o", *option.split()]) == 2
+    assert f"Invalid value for '{option.split(maxsplit=1)[0]}'" in capfd.readouterr().err
+    assert calls == []
+
+
 # generate
+
+
+class Said(list[str]):
+    """Pieces of text, and what is known of how they came."""
+
+    prompt_tokens = 3
+    first_token_s = None
+    tokens_per_s = 2.5
+
+    @property
+    def tokens(self) -> int:
+        return len(self)
 
 
 class Model:
     """A model that says what it is told to, and the prompt it was given."""
 
+    isa = "avx2"
+
     def __init__(self, pieces: list[str]) -> None:
         self.pieces = pieces
         self.asked: list[tuple[str, dict[str, object]]] = []
-        self.tokenizer = self
+        self.tokenizer = self.runner = self
 
-    def stream(self, prompt: str, **options: object) -> Iterator[str]:
+    def stream(self, prompt: str, **options: object) -> Said:
         self.asked.append((prompt, options))
-        return iter(self.pieces)
+        return Said(self.pieces)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         return "".join(f"<{m['role']}>{m['content']}" for m in messages)
@@ -295,16 +372,20 @@ def test_generate_streams_the_text_of_the_model(stand_in: Stand, capfd: Streams)
     model = Model([" Par", "is", "."])
     calls = stand_in("zeropoint.runtime.generate.load", model)
     assert cli.main(["generate", "o", "--prompt", "The capital is"]) == 0
-    assert calls == [((Path("o"),), {})]
+    given = {"runtime": "native", "threads": None, "embeddings": "stored", "activations": "int8"}
+    assert calls == [((Path("o"),), given)]
     assert capfd.readouterr().out == " Paris.\n"
     assert model.asked == [("The capital is", {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0})]
 
 
 def test_generate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
     model = Model([])
-    stand_in("zeropoint.runtime.generate.load", model)
+    calls = stand_in("zeropoint.runtime.generate.load", model)
     line = "generate o -p x --max-tokens 5 --temperature 0.8 --top-p 0.9 --seed 3 --chat"
-    assert cli.main(line.split()) == 0
+    more = "--runtime torch --threads 3 --embeddings int8 --activations float"
+    assert cli.main([*line.split(), *more.split()]) == 0
+    given = {"runtime": "torch", "threads": 3, "embeddings": "int8", "activations": "float"}
+    assert calls == [((Path("o"),), given)]
     assert model.asked == [("<user>x", {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "seed": 3})]
     capfd.readouterr()
 
@@ -320,11 +401,28 @@ def test_generate_reads_a_long_prompt_from_stdin(
     capfd.readouterr()
 
 
-def test_generate_as_json_has_the_prompt_and_the_text(stand_in: Stand, capfd: Streams) -> None:
+def test_generate_as_json_has_the_text_and_how_it_came(stand_in: Stand, capfd: Streams) -> None:
     stand_in("zeropoint.runtime.generate.load", Model([" Par", "is"]))
     assert cli.main(["generate", "o", "--prompt", "x", "--chat", "--json"]) == 0
     streams = capfd.readouterr()
-    document = json.loads(streams.out)
-    assert document.pop("elapsed_s") >= 0
-    assert document == {"prompt": "<user>x", "text": " Paris"}
+    result = msgspec.json.decode(streams.out, type=Generation)
+    assert (result.prompt, result.text) == ("<user>x", " Paris")
+    assert (result.prompt_tokens, result.tokens, result.tokens_per_s, result.first_token_s) == (3, 2, 2.5, None)
+    assert (result.runtime, result.isa) == ("native", "avx2")
+    assert 0 <= result.load_s <= result.elapsed_s
+    assert result.peak_memory_bytes > 1 << 20
     assert streams.err == ""
+
+
+def test_generate_and_bench_run_without_torch(tmp_path: Path) -> None:
+    folder = quantized(tmp_path)
+    code = f"""
+import contextlib, io, json, sys
+from zeropoint import cli
+for line in (["generate", "-p", "hello", "--max-tokens", "3"], ["bench", "--tokens", "2", "--runs", "1"]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main([line[0], {str(folder)!r}, *line[1:], "--threads", "1", "--json"]) == 0
+    assert json.loads(out.getvalue())["peak_memory_bytes" if line[0] == "generate" else "threads"] >= 1
+print("torch" in sys.modules)
+"""
+    assert run_python(code) == "False"

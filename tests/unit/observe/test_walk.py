@@ -38,7 +38,7 @@ def test_the_walk_ends_where_the_whole_model_does(model: Path, tmp_path: Path, l
         assert (activations.most_spilled_bytes > 0) == (limit_bytes < 1 << 30)
         hidden = torch.cat([state.x for state in activations])
     logits = weights.model.head(ops, weights.head(ops), hidden)
-    whole = load(model)
+    whole = load(model, runtime="torch")
     expected = [torch.from_numpy(whole.logits(tokens.tolist())) for tokens in TOKENS]
     assert all(torch.equal(got, one) for got, one in zip(logits, expected, strict=True))
     assert not list(tmp_path.iterdir()), "the files of the activations were left behind"

@@ -15,9 +15,9 @@ from zeropoint.runtime.generate import LanguageModel, load
 from zeropoint.runtime.ops_torch import TorchOps
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return load(make_llama(tmp_path_factory.mktemp("generate") / "model"))
+@pytest.fixture(scope="module", params=["native", "torch"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return load(make_llama(tmp_path_factory.mktemp("generate") / "model"), runtime=request.param, cache="float32")
 
 
 def greedy(model: LanguageModel, prompt: str, count: int) -> list[int]:
@@ -38,6 +38,20 @@ def test_the_pieces_of_a_stream_are_the_text(model: LanguageModel) -> None:
     pieces = list(model.stream("hello", max_tokens=30, temperature=1.0, seed=1))
     assert len(pieces) > 1
     assert "".join(pieces) == model.generate("hello", max_tokens=30, temperature=1.0, seed=1)
+
+
+def test_a_stream_tells_how_it_came(model: LanguageModel) -> None:
+    stream = model.stream("hello", max_tokens=1)
+    assert (stream.tokens, stream.first_token_s, stream.tokens_per_s) == (0, None, None)
+    "".join(stream)
+    assert (stream.tokens, stream.tokens_per_s) == (1, None)
+    assert stream.prompt_tokens == len(model.tokenizer.encode("hello"))
+    stream = model.stream("hello", max_tokens=5, temperature=1.0, seed=1)
+    "".join(stream)
+    assert stream.tokens == 5
+    assert stream.first_token_s is not None
+    assert stream.last_token_s is not None
+    assert stream.tokens_per_s == 4 / (stream.last_token_s - stream.first_token_s)
 
 
 def test_a_character_is_shown_when_all_its_bytes_are_there(model: LanguageModel) -> None:
@@ -86,9 +100,8 @@ def test_a_session_goes_on_from_where_it_is_rewound_to(model: LanguageModel) -> 
     assert np.array_equal(session.next_logits([5, 6, 7]), model.session().next_logits([5, 6, 7]))
 
 
-def test_a_session_that_is_interrupted_holds_what_it_held(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_that_is_interrupted_holds_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(make_llama(tmp_path / "model"), runtime="torch")
     session = model.session()
     session.next_logits([5, 6, 7])
     calls: list[object] = []
@@ -117,15 +130,25 @@ def test_a_session_refuses_what_it_cannot_do(model: LanguageModel) -> None:
             session.rewind(length)
 
 
-def test_threads_are_those_of_torch(model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", asked.append)
     folder = make_llama(tmp_path / "model")
-    load(folder)
-    load(folder, threads=3)
+    load(folder, runtime="torch")
+    load(folder, runtime="torch", threads=3)
     assert asked == [3]
 
 
 def test_another_runtime_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="runtime is 'cuda'; it must be 'native' or 'torch'"):
         load(tmp_path, runtime="cuda")  # type: ignore[arg-type]
+
+
+def test_choices_of_the_native_runtime_are_refused_for_torch(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "model")
+    with pytest.raises(InputError, match="are choices of the native runtime"):
+        load(folder, runtime="torch", embeddings="int8")
+    with pytest.raises(InputError, match="are choices of the native runtime"):
+        load(folder, runtime="torch", activations="float")
+    assert load(folder, runtime="torch").runner.isa is None
+    assert load(folder).runner.isa is not None
