@@ -33,8 +33,8 @@ def load(
 
     runtime: "native" computes with the integers and imports no torch; "torch" with the float32 they stand for.
     threads: to compute with; None is all cores. The rest is of the native runtime: activations, whether the inputs of
-    the quantized linears are rounded to 8 bits too; embeddings, whether the embedding is kept as it is stored; cache, the
-    dtype of keys and values.
+    the quantized linears are rounded to 8 bits too; embeddings, whether the embedding is kept as it is stored; cache,
+    the dtype of keys and values.
     Raises: CheckpointError or ArchitectureError if it is none that can be read; InputError for another runtime.
     """
     if runtime not in ("native", "torch"):

@@ -1,0 +1,241 @@
+"""Every instruction set that this machine has, held to the same contract: the linears equal the literal ones.
+
+Sums are float32 in an order that the layout fixes (native/kernels.h), so that instruction sets, numbers of threads and
+numbers of rows change no bit; against the float64 reference the tolerance is that of float32 sums.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from reference.integer_linear import restored, rounded, stream_of_bits
+from zeropoint.runtime import _native
+
+ISAS = _native.isas()
+POOLS = {threads: _native.Pool(threads) for threads in (1, 2, 3)}
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("ZEROPOINT_ISA", request.param)
+    assert _native.isa() == request.param
+    return str(request.param)
+
+
+@pytest.fixture
+def every_isa(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each in turn, inside one test."""
+
+    def turns() -> Iterator[str]:
+        for name in ISAS:
+            monkeypatch.setenv("ZEROPOINT_ISA", name)
+            yield name
+
+    return turns()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A weight in panels, and the values it stands for."""
+
+    weight: _native.Weight
+    values: NDArray[np.float64]
+
+
+def make_codes(
+    bits: int,
+    rows: int,
+    cols: int,
+    group: int,
+    *,
+    zeros: bool,
+    halves: bool = True,
+    seed: int = 0,
+    extreme: bool = False,
+) -> Made:
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, 1 << bits, (rows, cols))
+    if extreme:
+        codes[:] = (1 << bits) - 1
+    groups = 1 if group >= cols else -(-cols // group)
+    scale = ((random.random((rows, groups)) + 0.5) / 100).astype(np.float32)
+    if halves:
+        scale = (scale.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    zero = random.integers(0, 1 << bits, (rows, groups)).astype(np.uint8) if zeros else None
+    weight = _native.codes_weight(bits, rows, cols, group, halves, zeros)
+    weight.put_codes(POOLS[2], 0, stream_of_bits(codes, bits), scale, zero)
+    middle = np.full((rows, groups), 1 << (bits - 1))
+    return Made(weight, restored(codes, scale, middle if zero is None else zero, group))
+
+
+def run(weight: _native.Weight, x: Array, *, floats: bool = False, threads: int = 2) -> Array:
+    y = np.zeros((len(x), weight.rows), np.float32)
+    _native.linear(POOLS[threads], weight, x, y, floats)
+    return y
+
+
+def inputs(rows: int, cols: int, seed: int = 1) -> Array:
+    return np.random.default_rng(seed).standard_normal((rows, cols)).astype(np.float32)
+
+
+def close(found: Array, expected: NDArray[np.float64]) -> bool:
+    # float32 sums of up to a few hundred terms of either sign
+    return bool(np.allclose(found, expected, rtol=0, atol=3e-6 * np.abs(expected).max() + 1e-7))
+
+
+SHAPES = [(40, 96, 32), (17, 576, 64), (33, 200, 64), (16, 320, 128), (50, 100, 1000), (16, 192, 96), (1, 32, 32)]
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["sym", "asym"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_integer_linears_equal_the_reference(isa: str, bits: int, zeros: bool) -> None:
+    for rows, cols, group in SHAPES:
+        made = make_codes(bits, rows, cols, group, zeros=zeros, halves=cols != 200)
+        for tokens in (1, 2, 5, 8, 9, 13):
+            x = inputs(tokens, cols)
+            assert close(run(made.weight, x), rounded(x, made.weight.block) @ made.values.T), (
+                rows,
+                cols,
+                group,
+                tokens,
+            )
+            assert close(run(made.weight, x, floats=True), x.astype(np.float64) @ made.values.T)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_largest_codes_and_activations_do_not_saturate(isa: str, bits: int) -> None:
+    made = make_codes(bits, 16, 576, 64, zeros=True, extreme=True)
+    x = np.ones((9, 576), np.float32)
+    x[1::2] = -1
+    for tokens in (1, 9):
+        assert close(run(made.weight, x[:tokens]), x[:tokens].astype(np.float64) @ made.values.T)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.integers(2, 8),
+    rows=st.integers(1, 50),
+    cols=st.integers(1, 300),
+    group=st.sampled_from([32, 64, 96, 128, 100_000]),
+    tokens=st.integers(1, 24),
+    zeros=st.booleans(),
+    halves=st.booleans(),
+    floats=st.booleans(),
+)
+def test_neither_isa_nor_threads_nor_other_rows_change_a_bit(
+    bits: int, rows: int, cols: int, group: int, tokens: int, zeros: bool, halves: bool, floats: bool
+) -> None:
+    made = make_codes(bits, rows, cols, group, zeros=zeros, halves=halves, seed=cols)
+    x = inputs(tokens, cols)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ISAS:
+            patch.setenv("ZEROPOINT_ISA", name)
+            found += [run(made.weight, x, floats=floats, threads=threads) for threads in POOLS]
+            found.append(np.concatenate([run(made.weight, row[None], floats=floats) for row in x]))
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("halves", [False, True], ids=["float32", "bfloat16"])
+def test_float_linears_equal_the_reference(isa: str, halves: bool) -> None:
+    for rows, cols in ((40, 96), (17, 577), (1, 3)):
+        values = inputs(rows, cols, seed=5)
+        weight = _native.float_weight(halves, rows, cols)
+        if halves:
+            bits = (values.view(np.uint32) >> 16).astype(np.uint16)
+            values = (bits.astype(np.uint32) << 16).view(np.float32)
+            weight.put_bf16(POOLS[2], 0, bits)
+        else:
+            weight.put_f32(POOLS[2], 0, values)
+        for tokens in (1, 6, 7, 20):
+            x = inputs(tokens, cols)
+            assert close(run(weight, x), x.astype(np.float64) @ values.astype(np.float64).T)
+
+
+def test_arrays_need_not_be_aligned(isa: str) -> None:
+    made = make_codes(4, 16, 64, 32, zeros=False)
+    memory = np.zeros(4 * 64 * 9 + 1, np.uint8)
+    x = memory[1:].view(np.float32).reshape(9, 64)
+    x[:] = inputs(9, 64)
+    assert x.ctypes.data % 4
+    assert np.array_equal(run(made.weight, x), run(made.weight, x.copy()))
+
+
+def test_rows_come_back_as_they_were_put_in_slabs() -> None:
+    values = inputs(40, 70)
+    weight = _native.codes_weight(8, 40, 70, 70, False, False)
+    for start in (0, 16, 32):
+        weight.round_f32(POOLS[2], start, values[start : start + 16])
+    row = np.zeros(70, np.float32)
+    for index in (0, 15, 16, 39):
+        weight.read_row(index, row)
+        # half a step of the row's own grid
+        assert np.abs(row - values[index]).max() <= np.abs(values[index]).max() / 127 * 0.5001
+    exact = _native.float_weight(False, 40, 70)
+    exact.put_f32(POOLS[1], 0, values)
+    exact.read_row(33, row)
+    assert np.array_equal(row, values[33])
+
+
+def test_a_block_of_zeros_stays_zero(every_isa: Iterator[str]) -> None:
+    made = make_codes(4, 16, 128, 64, zeros=True)
+    x = inputs(3, 128)
+    x[:, :64] = 0
+    x[1] = 0
+    for _ in every_isa:
+        found = run(made.weight, x)
+        assert not found[1].any()
+        assert close(found, rounded(x, 64) @ made.values.T)
+
+
+WRONG: list[tuple[str, Any]] = [
+    ("float64", lambda x, y: (x.astype(np.float64), y)),
+    ("one dimension", lambda x, y: (x[0], y)),
+    ("not contiguous", lambda x, y: (x[:, ::2], y)),
+    ("too few columns", lambda x, y: (np.ascontiguousarray(x[:, :32]), y)),
+    ("y of another height", lambda x, y: (x, y[:1])),
+    ("a list", lambda x, y: (x.tolist(), y)),
+]
+
+
+@pytest.mark.parametrize(("what", "spoil"), WRONG, ids=[what for what, _ in WRONG])
+def test_arrays_of_another_kind_are_refused(what: str, spoil: Any) -> None:
+    made = make_codes(4, 16, 64, 32, zeros=False)
+    with pytest.raises((TypeError, ValueError)):
+        _native.linear(POOLS[1], made.weight, *spoil(inputs(2, 64), np.zeros((2, 16), np.float32)))
+
+
+def test_rows_outside_a_weight_are_refused() -> None:
+    weight = _native.float_weight(False, 40, 8)
+    for first, count in ((8, 16), (32, 16), (-16, 16), (0, 10), (48, 1)):
+        with pytest.raises(ValueError, match="row"):
+            weight.put_f32(POOLS[1], first, np.zeros((count, 8), np.float32))
+
+
+def test_an_isa_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZEROPOINT_ISA", "mmx")
+    with pytest.raises(ValueError, match=f"ZEROPOINT_ISA is 'mmx'; this machine has {', '.join(ISAS)}"):
+        _native.isa()
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    import zeropoint.runtime
+
+    stub = ast.parse((Path(zeropoint.runtime.__path__[0]) / "_native.pyi").read_text(encoding="utf-8"))
+    named = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert set(named) | {"CHUNK", "PANEL"} == {name for name in dir(_native) if not name.startswith("_")}
+    for name, node in named.items():
+        if isinstance(node, ast.ClassDef):
+            members = {part.name for part in node.body if isinstance(part, ast.FunctionDef)} - {"__init__"}
+            assert members == {part for part in vars(getattr(_native, name)) if not part.startswith("_")}, name
