@@ -1,13 +1,13 @@
 # make demo        quantize, judge and run a small model, from a fresh clone
-# make test        what CI runs: lint, types, all tests that take no demo model
-# make check-all   the rest too: slow tests and the demo
+# make test        what CI runs: lint, types, kernels, all tests that take no demo model
+# make check-all   the rest too: kernels under the sanitizers, slow tests, the demo
 # make clean       remove what make made, but for the downloaded model
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint check-all clean
+.PHONY: demo test lint kernels kernels-sanitized check-all clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -24,10 +24,21 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The kernels in C++: those this machine can run, and those for AVX-512 and AMX emulated instruction by instruction.
+kernels: $(STAMP)
+	$(BIN)/cmake -S native/tests -B build/kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build build/kernels
+	build/kernels/kernels_test
+
+kernels-sanitized: $(STAMP)
+	$(BIN)/cmake -S native/tests -B build/sanitized -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DZEROPOINT_SANITIZE=ON
+	$(BIN)/cmake --build build/sanitized
+	build/sanitized/kernels_test
+
+test: lint kernels
 	$(BIN)/pytest -m "not slow"
 
-check-all: test
+check-all: test kernels-sanitized
 	$(BIN)/pytest -m slow
 	$(BIN)/python examples/demo.py
 
