@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, sampling_options, threads_option
+from zeropoint.cli.options import example, native_options, runtime_option, sampling_options, threads_option
 from zeropoint.errors import InputError
 
 
@@ -21,8 +22,22 @@ from zeropoint.errors import InputError
 @click.argument("model", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @sampling_options(max_tokens=512)
+@runtime_option
+@native_options
 @threads_option
-def command(*, model: Path, system: str | None, max_tokens: int, temperature: float, top_p: float, seed: int) -> None:
+def command(
+    *,
+    model: Path,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    runtime: Literal["native", "torch"],
+    embeddings: Literal["stored", "int8"],
+    activations: Literal["int8", "float"],
+    threads: int | None,
+) -> None:
     """Talk with OUT, a folder or a .gguf file that has a chat template.
 
     Each line of stdin is one message. /reset forgets the conversation; /exit, Ctrl-D or Ctrl-C ends it. Ctrl-C during
@@ -33,7 +48,8 @@ def command(*, model: Path, system: str | None, max_tokens: int, temperature: fl
     from zeropoint.runtime.sampler import Sampler
 
     Sampler(temperature=temperature, top_p=top_p, seed=seed)  # refuses what is out of range before a model is loaded
-    conversation = Conversation(load(model), system=system)
+    loaded = load(model, runtime=runtime, threads=threads, embeddings=embeddings, activations=activations)
+    conversation = Conversation(loaded, system=system)
     for line in _lines():
         if line == "/reset":
             conversation.reset()

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import Share, example, json_option, threads_option
+from zeropoint.cli.options import Share, example, json_option, limit_torch, threads_option
 
 
 @click.command(
@@ -76,6 +76,7 @@ def command(
     fail_on: tuple[str, ...],
     runtime: Literal["native", "torch"],
     activations: Literal["int8", "float"],
+    threads: int | None,
     as_json: bool,
 ) -> int:
     """Compare OUT with the model it was made from, and give a verdict.
@@ -84,6 +85,7 @@ def command(
     INCONCLUSIVE: it holds 1 + margin, and the verdict says how much more text would decide. The numbers are written to
     OUT/results.json.
     """
+    limit_torch(threads)
     from zeropoint.evaluation.run import evaluate
 
     if text is None:

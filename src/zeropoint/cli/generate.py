@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, sampling_options, threads_option
+from zeropoint.cli.options import (
+    example,
+    json_option,
+    native_options,
+    runtime_option,
+    sampling_options,
+    threads_option,
+)
 
 
 @click.command(
@@ -24,6 +32,8 @@ from zeropoint.cli.options import example, json_option, sampling_options, thread
 @click.option(
     "--chat/--raw", default=False, help="Put the prompt into the model's chat template, or take it as it is (default)."
 )
+@runtime_option
+@native_options
 @threads_option
 @json_option
 def command(
@@ -35,21 +45,41 @@ def command(
     top_p: float,
     seed: int,
     chat: bool,
+    runtime: Literal["native", "torch"],
+    embeddings: Literal["stored", "int8"],
+    activations: Literal["int8", "float"],
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Generate text with OUT, a folder or a .gguf file, float or quantized."""
+    started_s = time.perf_counter()
     from zeropoint.runtime.generate import load
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    loaded = load(model)
+    loaded = load(model, runtime=runtime, threads=threads, embeddings=embeddings, activations=activations)
+    load_s = time.perf_counter() - started_s
     rendered = loaded.tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
-    started_s = time.perf_counter()
-    pieces = loaded.stream(rendered, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    if as_json:
-        text = "".join(pieces)
-        console.show_json({"prompt": rendered, "text": text, "elapsed_s": time.perf_counter() - started_s})
+    stream = loaded.stream(rendered, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    if not as_json:
+        for piece in stream:
+            console.show_text(piece)
+        console.show_text("\n")
         return
-    for piece in pieces:
-        console.show_text(piece)
-    console.show_text("\n")
+    from zeropoint.evaluation.results import Generation, peak_memory_bytes
+
+    text = "".join(stream)
+    result = Generation(
+        prompt=rendered,
+        text=text,
+        prompt_tokens=stream.prompt_tokens,
+        tokens=stream.tokens,
+        load_s=load_s,
+        first_token_s=None if stream.first_token_s is None else stream.first_token_s - started_s,
+        tokens_per_s=stream.tokens_per_s,
+        elapsed_s=time.perf_counter() - started_s,
+        peak_memory_bytes=peak_memory_bytes(),
+        runtime=runtime,
+        isa=loaded.runner.isa,
+    )
+    console.show_json(result)

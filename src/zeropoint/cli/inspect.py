@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, threads_option
+from zeropoint.cli.options import example, json_option, limit_torch, threads_option
 
 
 @click.command(
@@ -24,10 +24,13 @@ from zeropoint.cli.options import example, json_option, threads_option
 @click.option("--by-kind", is_flag=True, help="One line for all layers of a kind: lowest, median and highest.")
 @threads_option
 @json_option
-def command(*, path: Path, headers: bool, reference: Path | None, by_kind: bool, as_json: bool) -> None:
+def command(
+    *, path: Path, headers: bool, reference: Path | None, by_kind: bool, threads: int | None, as_json: bool
+) -> None:
     """Show the layers of PATH, a folder or a .gguf file, float or quantized."""
     if headers and reference is not None:
         raise click.UsageError("--headers reads no weights and --reference compares them; leave one of them out.")
+    limit_torch(threads)
     from zeropoint.inspection import inspect
 
     with console.progress() as progress:

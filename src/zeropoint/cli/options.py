@@ -84,20 +84,44 @@ class Share(click.ParamType[float]):
         return share
 
 
-def _use_threads(ctx: click.Context, parameter: click.Parameter, count: int | None) -> None:
-    if count is None:
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Processor cores to compute with. Default: all."
+)
+
+
+def limit_torch(threads: int | None) -> None:
+    """Let torch compute with so many threads; None leaves it as it is. For commands that compute with torch alone."""
+    if threads is None:
         return
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read by torch when it is imported, which is later
-        os.environ[name] = str(count)
+        os.environ[name] = str(threads)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
+        sys.modules["torch"].set_num_threads(threads)
 
 
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    expose_value=False,
-    callback=_use_threads,
-    help="Processor cores to compute with. Default: all.",
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(["native", "torch"]),
+    default="native",
+    show_default=True,
+    help="What computes: our kernels, or torch in float32.",
 )
+
+
+def native_options(command: Command) -> Command:
+    """Add the options of the native runtime: --embeddings and --activations."""
+    activations = click.option(
+        "--activations",
+        type=click.Choice(["int8", "float"]),
+        default="int8",
+        show_default=True,
+        help="Round what quantized linears read to 8 bits, or do not.",
+    )
+    embeddings = click.option(
+        "--embeddings",
+        type=click.Choice(["stored", "int8"]),
+        default="stored",
+        show_default=True,
+        help="Keep embedding and head as they are stored, or round them to 8 bits.",
+    )
+    return embeddings(activations(command))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, threads_option
+from zeropoint.cli.options import example, json_option, limit_torch, threads_option
 
 
 @click.command(
@@ -41,6 +41,7 @@ def command(
     calibration: Path | None,
     overrides: tuple[str, ...],
     overwrite: bool,
+    threads: int | None,
     as_json: bool,
 ) -> None:
     """Quantize MODEL, a Hugging Face folder or a .gguf file.
@@ -50,6 +51,7 @@ def command(
     from zeropoint.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a wrong key is said at once
+    limit_torch(threads)
     from zeropoint.pipeline import quantize
 
     with console.progress() as progress:

@@ -250,6 +250,27 @@ class Inspection(Result, frozen=True, kw_only=True, tag="inspection", tag_field=
     size: Size
 
 
+class Generation(Result, frozen=True, kw_only=True, tag="generation", tag_field="result"):
+    """What `zeropoint generate` said.
+
+    prompt: as the model read it, with its chat template if asked for. load_s: from the files to a model that is ready.
+    first_token_s: from the beginning of loading to the first token. tokens: generated; tokens_per_s: of those after the
+    first. Both are None where there are none. isa: of the kernels of the native runtime, None for another one.
+    """
+
+    prompt: str
+    text: str
+    prompt_tokens: int
+    tokens: int
+    load_s: float
+    first_token_s: float | None
+    tokens_per_s: float | None
+    elapsed_s: float
+    peak_memory_bytes: int
+    runtime: str
+    isa: str | None
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages whose versions can change a number."""
     found = {"python": platform.python_version()}

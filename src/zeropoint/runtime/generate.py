@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,8 @@ def load(
     """
     if runtime not in ("native", "torch"):
         raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")
+    if runtime == "torch" and (activations, embeddings) != ("int8", "stored"):
+        raise InputError("activations and embeddings are choices of the native runtime; leave them out for torch")
     weights = Weights(open_checkpoint(path))
     if runtime == "native":
         from zeropoint.runtime.native_runner import NativeRunner
@@ -85,8 +88,8 @@ class LanguageModel:
 
     def stream(
         self, prompt: str, *, max_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
-    ) -> Iterator[str]:
-        """Yield the continuation of `prompt` piece by piece, until an end token or `max_tokens` tokens.
+    ) -> TextStream:
+        """Return the continuation of `prompt`, which comes piece by piece until an end token or `max_tokens` tokens.
 
         The prompt is taken as it is; `tokenizer.chat` renders messages as a prompt.
         Raises: InputError if the prompt is empty or longer than the model's context.
@@ -96,11 +99,45 @@ class LanguageModel:
         if not 0 < len(tokens) < room:
             raise InputError(f"the prompt has {len(tokens)} tokens; this model takes 1 to {room - 1}")
         sampler = Sampler(temperature=temperature, top_p=top_p, seed=seed)
-        return self._stream(tokens, sampler, min(max_tokens, room - len(tokens)))
+        following = tokens_after(
+            self.session(),
+            tokens,
+            sampler,
+            ends=self.tokenizer.eos_ids,
+            max_tokens=min(max_tokens, room - len(tokens)),
+        )
+        return TextStream(following, Pieces(self.tokenizer), prompt_tokens=len(tokens))
 
-    def _stream(self, tokens: list[int], sampler: Sampler, max_tokens: int) -> Iterator[str]:
-        pieces = Pieces(self.tokenizer)
-        ends = self.tokenizer.eos_ids
-        for token in tokens_after(self.session(), tokens, sampler, ends=ends, max_tokens=max_tokens):
+
+class TextStream(Iterator[str]):
+    """Text that comes piece by piece, and how it came.
+
+    prompt_tokens: of the prompt. tokens: so far. first_token_s, last_token_s: when they came, by time.perf_counter;
+    None before the first.
+    """
+
+    def __init__(self, following: Iterator[int], pieces: Pieces, *, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.tokens = 0
+        self.first_token_s: float | None = None
+        self.last_token_s: float | None = None
+        self._text = self._come(following, pieces)
+
+    def __next__(self) -> str:
+        """Return the next piece."""
+        return next(self._text)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second after the first; None if there are none."""
+        if self.first_token_s is None or self.last_token_s is None or self.tokens < 2:
+            return None
+        return (self.tokens - 1) / (self.last_token_s - self.first_token_s)
+
+    def _come(self, following: Iterator[int], pieces: Pieces) -> Iterator[str]:
+        for token in following:
+            self.last_token_s = time.perf_counter()
+            self.first_token_s = self.first_token_s or self.last_token_s
+            self.tokens += 1
             yield from pieces.add(token)
         yield from pieces.rest()

@@ -33,6 +33,10 @@ class Session(Protocol):
 class Runner(Protocol):
     """A model that is loaded and computes."""
 
+    @property
+    def isa(self) -> str | None:
+        """The instruction set that its kernels use, or None where it does not choose them."""
+
     def session(self) -> Session:
         """Return a session with an empty cache."""
 

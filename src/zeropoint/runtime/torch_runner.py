@@ -21,6 +21,8 @@ class TorchRunner:
     threads: of the whole process, as torch counts them; None leaves them as they are.
     """
 
+    isa: str | None = None
+
     def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, cast
@@ -14,9 +13,19 @@ from typing import TypeVar, cast
 import msgspec
 import pytest
 
+from child import run_python
+from tiny import quantized
 from zeropoint import cli
 from zeropoint.errors import CheckpointError
-from zeropoint.evaluation.results import Evaluation, Inspection, LayerRow, QuantizeResult, TensorRow, Verdict
+from zeropoint.evaluation.results import (
+    Evaluation,
+    Generation,
+    Inspection,
+    LayerRow,
+    QuantizeResult,
+    TensorRow,
+    Verdict,
+)
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
 
@@ -254,7 +263,7 @@ def test_a_refusal_is_one_sentence_on_stderr(line: str, form: str, stand_in: Sta
     assert streams.err == "work 1/2, model.layers.0, 0:00 left\nzeropoint: m: no folder\n"
 
 
-@pytest.mark.parametrize("line", [*COMMANDS, "generate o -p x"])
+@pytest.mark.parametrize("line", COMMANDS)
 def test_threads_are_set_for_torch_before_and_after_it_is_imported(
     line: str, stand_in: Stand, monkeypatch: pytest.MonkeyPatch, capfd: Streams
 ) -> None:
@@ -264,8 +273,7 @@ def test_threads_are_set_for_torch_before_and_after_it_is_imported(
         monkeypatch.setenv(name, "7")
     set_threads = Calls(None)
     monkeypatch.setattr(torch, "set_num_threads", set_threads)
-    function, result = COMMANDS.get(line, ("zeropoint.runtime.generate.load", Model([])))
-    stand_in(function, result)
+    stand_in(*COMMANDS[line])
     assert cli.main([*line.split(), "--threads", "2"]) == 0
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("2", "2")
     assert set_threads == [((2,), {})]
@@ -275,17 +283,31 @@ def test_threads_are_set_for_torch_before_and_after_it_is_imported(
 # generate
 
 
+class Said(list[str]):
+    """Pieces of text, and what is known of how they came."""
+
+    prompt_tokens = 3
+    first_token_s = None
+    tokens_per_s = 2.5
+
+    @property
+    def tokens(self) -> int:
+        return len(self)
+
+
 class Model:
     """A model that says what it is told to, and the prompt it was given."""
+
+    isa = "avx2"
 
     def __init__(self, pieces: list[str]) -> None:
         self.pieces = pieces
         self.asked: list[tuple[str, dict[str, object]]] = []
-        self.tokenizer = self
+        self.tokenizer = self.runner = self
 
-    def stream(self, prompt: str, **options: object) -> Iterator[str]:
+    def stream(self, prompt: str, **options: object) -> Said:
         self.asked.append((prompt, options))
-        return iter(self.pieces)
+        return Said(self.pieces)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         return "".join(f"<{m['role']}>{m['content']}" for m in messages)
@@ -295,16 +317,20 @@ def test_generate_streams_the_text_of_the_model(stand_in: Stand, capfd: Streams)
     model = Model([" Par", "is", "."])
     calls = stand_in("zeropoint.runtime.generate.load", model)
     assert cli.main(["generate", "o", "--prompt", "The capital is"]) == 0
-    assert calls == [((Path("o"),), {})]
+    given = {"runtime": "native", "threads": None, "embeddings": "stored", "activations": "int8"}
+    assert calls == [((Path("o"),), given)]
     assert capfd.readouterr().out == " Paris.\n"
     assert model.asked == [("The capital is", {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0})]
 
 
 def test_generate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
     model = Model([])
-    stand_in("zeropoint.runtime.generate.load", model)
+    calls = stand_in("zeropoint.runtime.generate.load", model)
     line = "generate o -p x --max-tokens 5 --temperature 0.8 --top-p 0.9 --seed 3 --chat"
-    assert cli.main(line.split()) == 0
+    more = "--runtime torch --threads 3 --embeddings int8 --activations float"
+    assert cli.main([*line.split(), *more.split()]) == 0
+    given = {"runtime": "torch", "threads": 3, "embeddings": "int8", "activations": "float"}
+    assert calls == [((Path("o"),), given)]
     assert model.asked == [("<user>x", {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "seed": 3})]
     capfd.readouterr()
 
@@ -320,11 +346,28 @@ def test_generate_reads_a_long_prompt_from_stdin(
     capfd.readouterr()
 
 
-def test_generate_as_json_has_the_prompt_and_the_text(stand_in: Stand, capfd: Streams) -> None:
+def test_generate_as_json_has_the_text_and_how_it_came(stand_in: Stand, capfd: Streams) -> None:
     stand_in("zeropoint.runtime.generate.load", Model([" Par", "is"]))
     assert cli.main(["generate", "o", "--prompt", "x", "--chat", "--json"]) == 0
     streams = capfd.readouterr()
-    document = json.loads(streams.out)
-    assert document.pop("elapsed_s") >= 0
-    assert document == {"prompt": "<user>x", "text": " Paris"}
+    result = msgspec.json.decode(streams.out, type=Generation)
+    assert (result.prompt, result.text) == ("<user>x", " Paris")
+    assert (result.prompt_tokens, result.tokens, result.tokens_per_s, result.first_token_s) == (3, 2, 2.5, None)
+    assert (result.runtime, result.isa) == ("native", "avx2")
+    assert 0 <= result.load_s <= result.elapsed_s
+    assert result.peak_memory_bytes > 1 << 20
     assert streams.err == ""
+
+
+def test_generate_runs_without_torch(tmp_path: Path) -> None:
+    folder = quantized(tmp_path)
+    code = f"""
+import contextlib, io, json, sys
+from zeropoint import cli
+for line in (["generate", "-p", "hello", "--max-tokens", "3"],):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main([line[0], {str(folder)!r}, *line[1:], "--threads", "1", "--json"]) == 0
+    assert json.loads(out.getvalue())["peak_memory_bytes"] >= 1
+print("torch" in sys.modules)
+"""
+    assert run_python(code) == "False"

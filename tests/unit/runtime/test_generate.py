@@ -40,6 +40,20 @@ def test_the_pieces_of_a_stream_are_the_text(model: LanguageModel) -> None:
     assert "".join(pieces) == model.generate("hello", max_tokens=30, temperature=1.0, seed=1)
 
 
+def test_a_stream_tells_how_it_came(model: LanguageModel) -> None:
+    stream = model.stream("hello", max_tokens=1)
+    assert (stream.tokens, stream.first_token_s, stream.tokens_per_s) == (0, None, None)
+    "".join(stream)
+    assert (stream.tokens, stream.tokens_per_s) == (1, None)
+    assert stream.prompt_tokens == len(model.tokenizer.encode("hello"))
+    stream = model.stream("hello", max_tokens=5, temperature=1.0, seed=1)
+    "".join(stream)
+    assert stream.tokens == 5
+    assert stream.first_token_s is not None
+    assert stream.last_token_s is not None
+    assert stream.tokens_per_s == 4 / (stream.last_token_s - stream.first_token_s)
+
+
 def test_a_character_is_shown_when_all_its_bytes_are_there(model: LanguageModel) -> None:
     tokenizer: Tokenizer = model.tokenizer
     text = "naïve 日本 🙂 ok"
@@ -129,3 +143,13 @@ def test_threads_are_those_of_torch(model: LanguageModel, tmp_path: Path, monkey
 def test_another_runtime_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="runtime is 'cuda'; it must be 'native' or 'torch'"):
         load(tmp_path, runtime="cuda")  # type: ignore[arg-type]
+
+
+def test_choices_of_the_native_runtime_are_refused_for_torch(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path / "model")
+    with pytest.raises(InputError, match="are choices of the native runtime"):
+        load(folder, runtime="torch", embeddings="int8")
+    with pytest.raises(InputError, match="are choices of the native runtime"):
+        load(folder, runtime="torch", activations="float")
+    assert load(folder, runtime="torch").runner.isa is None
+    assert load(folder).runner.isa is not None
