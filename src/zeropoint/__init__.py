@@ -19,6 +19,7 @@ from zeropoint.types import QParams, QTensor, Scheme
 
 if TYPE_CHECKING:
     from zeropoint.evaluation.run import evaluate
+    from zeropoint.evaluation.speed import bench
     from zeropoint.inspection import inspect
     from zeropoint.pipeline import quantize
     from zeropoint.recipe import Recipe, load_recipe
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "quantize": "zeropoint.pipeline",
     "evaluate": "zeropoint.evaluation.run",
+    "bench": "zeropoint.evaluation.speed",
     "inspect": "zeropoint.inspection",
     "load": "zeropoint.runtime.generate",
     "LanguageModel": "zeropoint.runtime.generate",
@@ -44,6 +46,7 @@ __all__ = [
     "Recipe",
     "Scheme",
     "ZeropointError",
+    "bench",
     "evaluate",
     "inspect",
     "load",

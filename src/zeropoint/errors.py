@@ -9,7 +9,8 @@
     │   ├── NonFiniteError       NaN or infinity in a weight or in the statistics, with the tensor's name
     │   ├── TextError            calibration or judging text that is missing, empty or too short
     │   └── OutputError          the output exists already, or there is no space or no right to write it
-    └── InternalError            a promise of our own that did not hold; exit code 3
+    ├── InternalError            a promise of our own that did not hold; exit code 3
+    └── ProcessError             a process that we started to measure something died; exit code 3
 
 A message says what was got, where, what is allowed and what to do. `exit_code` is what the command line returns.
 """
@@ -59,3 +60,7 @@ class OutputError(InputError):
 
 class InternalError(ZeropointError):
     """A check on our own result failed; the output was not written."""
+
+
+class ProcessError(ZeropointError):
+    """A process that was started to measure something ended before it was done."""

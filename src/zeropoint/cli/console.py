@@ -60,6 +60,13 @@ def show_json(result: object) -> None:
     show_text(text.decode() + "\n")
 
 
+def show_json_line(result: object) -> None:
+    """Print a result as one line of JSON: what follows a table, for whoever reads the last line."""
+    import msgspec
+
+    show_text(msgspec.json.encode(result, enc_hook=str).decode() + "\n")
+
+
 def show_text(text: str) -> None:
     """Print text as it is, at once. A terminal gets no control characters: a model or a file could make them up."""
     if sys.stdout.isatty():

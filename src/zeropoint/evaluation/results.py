@@ -250,6 +250,70 @@ class Inspection(Result, frozen=True, kw_only=True, tag="inspection", tag_field=
     size: Size
 
 
+class Spread(Result, frozen=True, kw_only=True):
+    """A number that was measured in several runs: their median, the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Ratio(Result, frozen=True, kw_only=True):
+    """Between two numbers measured in turns: the ratio of their medians, the lowest and the highest of one round."""
+
+    of_medians: float
+    low: float
+    high: float
+
+
+class ModelSpeed(Result, frozen=True, kw_only=True):
+    """How fast one model runs.
+
+    prefill_tokens_per_s: of a prompt, up to the choice of the token after it. token_bytes: read for a token: weights,
+    and keys and values at the mean length while decoding. bandwidth_share: of the bandwidth measured in the same round,
+    what decode_tokens_per_s * token_bytes reaches. weight_bytes: memory of the weights. peak_memory_bytes: of the
+    process that ran it. load_s: from the files to a model that is ready. first_token_s: from the start of the process
+    to the first token after a prompt of context_tokens; no tokenizer is read.
+    """
+
+    model: str
+    prefill_tokens_per_s: Spread
+    decode_tokens_per_s: Spread
+    token_bytes: int
+    bandwidth_share: Spread
+    weight_bytes: int
+    peak_memory_bytes: int
+    load_s: float
+    first_token_s: float
+
+
+class Bench(Result, frozen=True, kw_only=True, tag="bench", tag_field="result"):
+    """What `zeropoint bench` measured, in rounds that hold every measurement once.
+
+    against: a second model, or None; then the ratios, of the first to the second, are None too. bandwidth_bytes_per_s:
+    of reading memory with the same threads. prompt_tokens: of a prefill. tokens: decoded one by one after
+    context_tokens. isa: of the kernels. embeddings, activations: as `zeropoint.load` takes them.
+    """
+
+    zeropoint: str
+    model: ModelSpeed
+    against: ModelSpeed | None
+    prefill_ratio: Ratio | None
+    decode_ratio: Ratio | None
+    bandwidth_bytes_per_s: Spread
+    prompt_tokens: int
+    context_tokens: int
+    tokens: int
+    runs: int
+    threads: int
+    isa: str
+    embeddings: str
+    activations: str
+    elapsed_s: float
+    versions: dict[str, str]
+    machine: str
+
+
 class Generation(Result, frozen=True, kw_only=True, tag="generation", tag_field="result"):
     """What `zeropoint generate` said.
 

@@ -3,6 +3,7 @@
     evaluated(result)       what `zeropoint evaluate` found: the verdict, both models side by side
     quantized(result)       what `zeropoint quantize` made: the layers by kind, the bytes, the fallbacks by name
     inspected(result)       what is in a checkpoint
+    benched(result)         how fast `zeropoint bench` found a model, or two side by side
 
 Each returns one renderable; cli/console.py prints it. Names come from files that anybody may have written: they are
 shown as text, never as markup, and without control characters.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -20,12 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from zeropoint.evaluation.results import (
+    Bench,
     Evaluation,
     Inspection,
     Interval95,
     LayerRow,
     QuantizeResult,
+    Ratio,
     Size,
+    Spread,
     TensorRow,
     Verdict,
 )
@@ -227,6 +232,61 @@ def _measures(measured: bool, compared: bool) -> list[str]:
     return ["outlier"] * measured + ["SQNR dB"] * compared
 
 
+# bench
+
+
+def benched(result: Bench) -> RenderableType:
+    """Return the speeds and what limits them, of one model, or of two with the ratio of the first to the second."""
+    speeds = [result.model] if result.against is None else [result.model, result.against]
+    table = _table("", *(Path(speed.model).name for speed in speeds), *["ratio"] * (len(speeds) - 1))
+    prefill, decode = ([getattr(speed, f"{what}_tokens_per_s") for speed in speeds] for what in ("prefill", "decode"))
+    _add_spread(table, "prefill, tokens per s", prefill, result.prefill_ratio, _speed)
+    _add_spread(table, "decode, tokens per s", decode, result.decode_ratio, _speed)
+    _add_spread(table, "  of the bandwidth", [speed.bandwidth_share for speed in speeds], None, _percent)
+    sizes = {
+        "bytes read per token": [speed.token_bytes for speed in speeds],
+        "weights in memory": [speed.weight_bytes for speed in speeds],
+        "peak memory": [speed.peak_memory_bytes for speed in speeds],
+    }
+    for name, counts in sizes.items():
+        _add(table, name, *map(_bytes, counts), *_quotient(counts))
+    times = {
+        "loading": [speed.load_s for speed in speeds],
+        "start to first token": [speed.first_token_s for speed in speeds],
+    }
+    for name, seconds in times.items():
+        _add(table, name, *(f"{second:.2f} s" for second in seconds), *_quotient(seconds))
+    limit = result.bandwidth_bytes_per_s
+    lines = (
+        f"prompt of {result.prompt_tokens:,} tokens; {result.tokens:,} tokens after {result.context_tokens}; "
+        f"median, lowest and highest of {result.runs:,}",
+        f"bandwidth {_rate(limit.median)} ({_rate(limit.low)} to {_rate(limit.high)}); {_duration(result.elapsed_s)}",
+        f"{result.threads} thread{'s' * (result.threads != 1)}, {result.isa}, embeddings {result.embeddings}, "
+        f"activations {result.activations}",
+        _plain(result.machine),
+    )
+    return Group(table, Text(), Text("\n".join(lines), style="dim"))
+
+
+def _add_spread(
+    table: Table, name: str, spreads: Sequence[Spread], ratio: Ratio | None, cell: Callable[[float], str]
+) -> None:
+    """Add a row of medians, and one of where the runs lay."""
+    between = len(table.columns) - 1 - len(spreads)
+    above = [_times(ratio.of_medians)] if ratio else [""] * between
+    below = [f"{_times(ratio.low)} to {_times(ratio.high)}"] if ratio else [""] * between
+    _add(table, name, *(cell(spread.median) for spread in spreads), *above)
+    ranges = (f"{cell(spread.low)} to {cell(spread.high)}" for spread in spreads)
+    _add(table, "", *ranges, *below, style="dim")
+
+
+def _quotient(values: Sequence[float]) -> list[str]:
+    """Return the cell of the first over the second, or none where there is one value alone."""
+    if len(values) < 2:
+        return []
+    return [_times(values[0] / values[1]) if values[1] else "-"]
+
+
 # size
 
 
@@ -313,6 +373,18 @@ def _bits(value: float | None) -> str:
 
 def _nats(value: float) -> str:
     return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def _times(ratio: float) -> str:
+    return f"x{ratio:.3g}" if ratio < 100 else f"x{ratio:,.0f}"
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.1f}"
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{bytes_per_s / 1e9:.1f} GB/s"
 
 
 def _percent(share: float) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import InputError, InternalError
-from zeropoint.models.parts import Block
+from zeropoint.models.parts import Block, Config
 from zeropoint.runtime import _native
 from zeropoint.runtime.ops_native import LayerPart, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
@@ -57,6 +57,8 @@ class NativeRunner:
             raise InputError(str(error)) from error
         self._config = weights.model.config
         self._halves = cache == "float16"
+        self.cache_token_bytes = _cache_token_bytes(self._config, cache)
+        """Memory of the keys and values of one token."""
         self._pool = _native.Pool(threads or _native.usable_cores())
         loader = _Loader(weights, self._pool)
         self._operations, self._head = _record(weights, loader, embeddings)
@@ -278,6 +280,11 @@ class _Loader:
     def _counted(self, weight: _native.Weight) -> _native.Weight:
         self.bytes += weight.bytes
         return weight
+
+
+def _cache_token_bytes(config: Config, cache: CacheDtype) -> int:
+    head_dim = -(-config.head_dim // 16) * 16  # native/program.h pads it
+    return 2 * config.layers * config.kv_heads * head_dim * np.dtype(cache).itemsize
 
 
 def _as_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from tiny import quantized
 from zeropoint import cli
 from zeropoint.errors import CheckpointError
 from zeropoint.evaluation.results import (
+    Bench,
     Evaluation,
     Generation,
     Inspection,
@@ -60,6 +61,7 @@ QUANTIZED = filled(QuantizeResult, recipe=load_recipe("w4a16").to_dict(), layers
 UP_PROJ = filled(TensorRow, name="model.layers.0.mlp.up_proj", kind="up_proj", role="linear", shape=[4, 240])
 NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[240])
 INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
+BENCHED = filled(Bench, against=None, prefill_ratio=None, decode_ratio=None)
 
 
 def evaluation(verdict: Verdict) -> Evaluation:
@@ -240,6 +242,7 @@ COMMANDS = {
     "quantize m -o o": ("zeropoint.pipeline.quantize", QUANTIZED),
     "evaluate o --reference m": ("zeropoint.evaluation.run.evaluate", evaluation("DEGRADED")),
     "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
+    "bench o": ("zeropoint.evaluation.speed.bench", BENCHED),
 }
 
 
@@ -263,7 +266,7 @@ def test_a_refusal_is_one_sentence_on_stderr(line: str, form: str, stand_in: Sta
     assert streams.err == "work 1/2, model.layers.0, 0:00 left\nzeropoint: m: no folder\n"
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("bench")])
 def test_threads_are_set_for_torch_before_and_after_it_is_imported(
     line: str, stand_in: Stand, monkeypatch: pytest.MonkeyPatch, capfd: Streams
 ) -> None:
@@ -278,6 +281,56 @@ def test_threads_are_set_for_torch_before_and_after_it_is_imported(
     assert (os.environ["OMP_NUM_THREADS"], os.environ["MKL_NUM_THREADS"]) == ("2", "2")
     assert set_threads == [((2,), {})]
     capfd.readouterr()
+
+
+# bench
+
+
+def test_bench_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.speed.bench", BENCHED)
+    assert cli.main(["bench", "o"]) == 0
+    given: dict[str, object] = {
+        "against": None,
+        "prompt_tokens": 512,
+        "tokens": 128,
+        "runs": 5,
+        "threads": None,
+        "embeddings": "stored",
+        "activations": "int8",
+    }
+    assert calls == [((Path("o"),), given)]
+    calls.clear()
+    line = "bench o --against m --prompt-tokens 9 --tokens 8 --runs 7 --threads 6 --embeddings int8 --activations float"
+    assert cli.main(line.split()) == 0
+    given = {
+        "against": Path("m"),
+        "prompt_tokens": 9,
+        "tokens": 8,
+        "runs": 7,
+        "threads": 6,
+        "embeddings": "int8",
+        "activations": "float",
+    }
+    assert calls == [((Path("o"),), given)]
+    capfd.readouterr()
+
+
+def test_the_table_of_bench_ends_in_one_line_of_json(stand_in: Stand, capfd: Streams) -> None:
+    stand_in("zeropoint.evaluation.speed.bench", BENCHED)
+    assert cli.main(["bench", "o"]) == 0
+    *table, last = capfd.readouterr().out.splitlines()
+    assert msgspec.json.decode(last, type=Bench) == BENCHED
+    assert any(row.startswith("decode") for row in table)
+
+
+@pytest.mark.parametrize(
+    "option", ["--runs 0", "--tokens 0", "--prompt-tokens -1", "--threads 0", "--embeddings int4", "--activations int4"]
+)
+def test_bench_refuses_an_option_out_of_range(option: str, stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.evaluation.speed.bench", BENCHED)
+    assert cli.main(["bench", "o", *option.split()]) == 2
+    assert f"Invalid value for '{option.split(maxsplit=1)[0]}'" in capfd.readouterr().err
+    assert calls == []
 
 
 # generate
@@ -359,15 +412,15 @@ def test_generate_as_json_has_the_text_and_how_it_came(stand_in: Stand, capfd: S
     assert streams.err == ""
 
 
-def test_generate_runs_without_torch(tmp_path: Path) -> None:
+def test_generate_and_bench_run_without_torch(tmp_path: Path) -> None:
     folder = quantized(tmp_path)
     code = f"""
 import contextlib, io, json, sys
 from zeropoint import cli
-for line in (["generate", "-p", "hello", "--max-tokens", "3"],):
+for line in (["generate", "-p", "hello", "--max-tokens", "3"], ["bench", "--tokens", "2", "--runs", "1"]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert cli.main([line[0], {str(folder)!r}, *line[1:], "--threads", "1", "--json"]) == 0
-    assert json.loads(out.getvalue())["peak_memory_bytes"] >= 1
+    assert json.loads(out.getvalue())["peak_memory_bytes" if line[0] == "generate" else "threads"] >= 1
 print("torch" in sys.modules)
 """
     assert run_python(code) == "False"

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from zeropoint.evaluation.results import Evaluation, Inspection, LayerRow, QuantizeResult, Size, TensorRow, Text
+from zeropoint.evaluation.results import (
+    Bench,
+    Evaluation,
+    Inspection,
+    LayerRow,
+    ModelSpeed,
+    QuantizeResult,
+    Ratio,
+    Size,
+    Spread,
+    TensorRow,
+    Text,
+)
 
 KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 VERSIONS = {"python": "3.11.2", "torch": "2.13.0"}
@@ -137,4 +149,45 @@ def inspection(*, measured: bool = True, compared: bool = True, blocks: int = 30
         model_type="llama",
         tensors=(table, *rows),
         size=size(),
+    )
+
+
+def speed(model: str = "models/SmolLM2-w4", *, factor: float = 1.0) -> ModelSpeed:
+    """A model, and with another factor one that is so many times slower and bigger."""
+
+    def spread(median: float, low: float, high: float) -> Spread:
+        return Spread(median=median / factor, low=low / factor, high=high / factor)
+
+    return ModelSpeed(
+        model=model,
+        prefill_tokens_per_s=spread(5501.2, 5433.1, 5610.9),
+        decode_tokens_per_s=spread(271.52, 260.0, 280.44),
+        token_bytes=round(86_000_000 * factor),
+        bandwidth_share=Spread(median=0.805, low=0.79, high=0.812),
+        weight_bytes=round(85_000_000 * factor),
+        peak_memory_bytes=round(150_000_000 * factor),
+        load_s=0.2 * factor,
+        first_token_s=0.5 * factor,
+    )
+
+
+def benchmark(*, against: bool = True) -> Bench:
+    return Bench(
+        zeropoint="0.1.0",
+        model=speed(),
+        against=speed("models/SmolLM2-135M", factor=2) if against else None,
+        prefill_ratio=Ratio(of_medians=2.0, low=1.9, high=2.1) if against else None,
+        decode_ratio=Ratio(of_medians=2.0, low=1.95, high=2.04) if against else None,
+        bandwidth_bytes_per_s=Spread(median=29.1e9, low=28.5e9, high=29.4e9),
+        prompt_tokens=512,
+        context_tokens=32,
+        tokens=128,
+        runs=5,
+        threads=2,
+        isa="amx",
+        embeddings="int8",
+        activations="int8",
+        elapsed_s=61.2,
+        versions=VERSIONS,
+        machine="AMD EPYC 7763, 2 cores, Linux x86_64",
     )

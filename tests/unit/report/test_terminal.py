@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from unit.evaluation.made import evaluation, inspection, layers, quantization, size
+from unit.evaluation.made import benchmark, evaluation, inspection, layers, quantization, size
 from zeropoint.evaluation.results import Text
-from zeropoint.report.terminal import evaluated, inspected, quantized, size_table
+from zeropoint.report.terminal import benched, evaluated, inspected, quantized, size_table
 
 
 def shown(renderable: RenderableType, width: int = 80, *, colour: bool = False) -> str:
@@ -152,6 +152,28 @@ def test_all_rows_of_an_inspection_show_every_tensor() -> None:
     assert sum("_proj" in row for row in text.splitlines()) == 120
 
 
+def test_speeds_stand_side_by_side_with_their_ratio_and_where_the_runs_lay() -> None:
+    rows = shown(benched(benchmark())).splitlines()
+    cells = [re.split(r"\s{2,}", row.strip()) for row in rows]
+    assert cells[0] == ["SmolLM2-w4", "SmolLM2-135M", "ratio"]
+    assert cells[3] == ["decode, tokens per s", "271.5", "135.8", "x2"]
+    assert cells[4] == ["260.0 to 280.4", "130.0 to 140.2", "x1.95 to x2.04"]
+    assert cells[5] == ["of the bandwidth", "80.5 %", "80.5 %"]
+    assert cells[9] == ["peak memory", "150.0 MB", "300.0 MB", "x0.5"]
+    assert cells[11] == ["start to first token", "0.50 s", "1.00 s", "x0.5"]
+    text = " ".join(" ".join(rows).split())
+    assert "prompt of 512 tokens; 128 tokens after 32; median, lowest and highest of 5" in text
+    assert "bandwidth 29.1 GB/s (28.5 GB/s to 29.4 GB/s); 1 min 01 s" in text
+    assert "2 threads, amx, embeddings int8, activations int8" in text
+
+
+def test_one_model_alone_has_no_ratio() -> None:
+    text = shown(benched(benchmark(against=False)))
+    assert "ratio" not in text
+    assert line(text, "decode") == ["decode, tokens per s", "271.5"]
+    assert line(text, "peak memory") == ["peak memory", "150.0 MB"]
+
+
 @pytest.mark.parametrize("width", [80, 100, 200])
 @pytest.mark.parametrize("all_rows", [False, True])
 def test_tables_fit_the_terminal_and_are_plain_in_a_pipe(width: int, all_rows: bool) -> None:
@@ -159,6 +181,7 @@ def test_tables_fit_the_terminal_and_are_plain_in_a_pipe(width: int, all_rows: b
         evaluated(evaluation(perplexity=31234.5, perplexity_ratio=2016.1, ratio_interval95=(1999.9, 2033.3))),
         quantized(quantization(fallbacks=2), all_rows=all_rows),
         inspected(inspection(), all_rows=all_rows),
+        benched(benchmark()),
     ):
         text = shown(made, width)
         assert max(map(len, text.splitlines())) <= width
