@@ -102,6 +102,7 @@ def command(
             max_windows=max_windows,
             runtime=runtime,
             activations=activations,
+            threads=threads,
             progress=progress,
         )
     if as_json:

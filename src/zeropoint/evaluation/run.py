@@ -64,6 +64,7 @@ def evaluate(
     max_windows: int | None = None,
     runtime: Runtime = "native",
     activations: Activations8 = "int8",
+    threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Compare the model in the folder `output` with the one it was made from; write results.json beside its weights.
@@ -72,6 +73,7 @@ def evaluate(
     windows of `length` tokens, of which `max_windows`, evenly spread, are used. margin: the rise of perplexity that
     still counts as equivalent, a fraction. runtime: "native" judges what runs when the model is used; "torch" the
     float32 that its integers stand for, in the memory of one block. activations: of the quantized model, native only.
+    threads: of the native runtime; None is all cores.
 
     Raises: InputError, by one of its subclasses, if a model or the text cannot be read, if the two models have
     different vocabularies, or if results.json cannot be written.
@@ -94,7 +96,7 @@ def evaluate(
     require_readable(windows, original.model.config)
     report = progress or (lambda step: None)
     if runtime == "native":
-        run = _run_native(original, judged, windows, activations, report)
+        run = _run_native(original, judged, windows, activations, threads, report)
     else:
         run = _Run(_scores(original, judged, windows, report), "torch", None)
     scores = run.scores
@@ -157,11 +159,16 @@ class _Run:
 
 
 def _run_native(
-    original: Weights, judged: Weights, windows: Windows, activations: Activations8, report: ProgressCallback
+    original: Weights,
+    judged: Weights,
+    windows: Windows,
+    activations: Activations8,
+    threads: int | None,
+    report: ProgressCallback,
 ) -> _Run:
     """Run both models whole with the native kernels, window by window."""
-    reference = NativeRunner(original, activations="float", cache="float32")
-    quantized = NativeRunner(judged, activations=activations)
+    reference = NativeRunner(original, threads=threads, activations="float", cache="float32")
+    quantized = NativeRunner(judged, threads=threads, activations=activations)
     # only integers are multiplied by rounded activations
     rounds = activations == "int8" and quantized.has_integers
     exact = quantized.with_activations("float") if rounds else None

@@ -100,9 +100,8 @@ def test_a_session_goes_on_from_where_it_is_rewound_to(model: LanguageModel) -> 
     assert np.array_equal(session.next_logits([5, 6, 7]), model.session().next_logits([5, 6, 7]))
 
 
-def test_a_session_that_is_interrupted_holds_what_it_held(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_that_is_interrupted_holds_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(make_llama(tmp_path / "model"), runtime="torch")
     session = model.session()
     session.next_logits([5, 6, 7])
     calls: list[object] = []
@@ -131,12 +130,12 @@ def test_a_session_refuses_what_it_cannot_do(model: LanguageModel) -> None:
             session.rewind(length)
 
 
-def test_threads_are_those_of_torch(model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", asked.append)
     folder = make_llama(tmp_path / "model")
-    load(folder)
-    load(folder, threads=3)
+    load(folder, runtime="torch")
+    load(folder, runtime="torch", threads=3)
     assert asked == [3]
 
 
