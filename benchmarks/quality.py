@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from origin import origin
 
 ROWS = {
     "w4-rtn": ("w4a16", ["rounding=rtn", "range=minmax"]),
@@ -42,7 +43,7 @@ def main() -> None:
         for row in arguments.rows:
             results.append(measure(row, Path(folder) / row, arguments))
             print(table_row(results[-1]), flush=True)
-    print(json.dumps({"model": str(arguments.model), "machine": machine(), "commit": commit(), "rows": results}))
+    print(json.dumps({"model": str(arguments.model), **origin(), "rows": results}))
 
 
 def measure(row: str, output: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -70,18 +71,6 @@ def table_row(result: dict[str, Any]) -> str:
         f"x{judged['perplexity_ratio']:6.4f} {judged['top1_agreement']:6.1%} {made['elapsed_s']:7.0f} "
         f"{made['peak_memory_bytes'] / 1e6:7.0f}"
     )
-
-
-def machine() -> str:
-    models = {
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    }
-    return f"{platform.machine()}, {', '.join(sorted(models))}"
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

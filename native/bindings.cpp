@@ -6,14 +6,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <chrono>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 
 #include "cpu.h"
 #include "program.h"
+#include "stream.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -44,29 +42,6 @@ Floats padded(const In<float, 1>& values) {
     auto buffer = std::make_shared<Buffer<float>>(round_up(int(values.size()), CHUNK));
     std::memcpy(buffer->data(), values.data(), values.size() * sizeof(float));
     return buffer;
-}
-
-// Bytes per second of reading `bytes` once, all threads, each its own part: the limit of decoding.
-double stream(Pool& pool, size_t bytes, int repeats) {
-    const Buffer<uint64_t> memory(bytes / 8);
-    std::vector<double> seconds;
-    std::vector<uint64_t> sums(size_t(pool.size()) * 8);
-    const size_t each = bytes / 8 / pool.size() / 8 * 8;
-    for (int i = 0; i < repeats; i++) {
-        const auto start = std::chrono::steady_clock::now();
-        pool.run([&](int thread) {
-            const uint64_t* p = memory.data() + each * thread;
-            uint64_t s[8] = {};
-            for (size_t n = 0; n < each; n += 8) {
-                __builtin_prefetch(p + n + 256);
-                for (int j = 0; j < 8; j++) s[j] += p[n + j];
-            }
-            sums[thread * 8] += std::accumulate(s, s + 8, uint64_t(0));
-        });
-        seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-    }
-    if (std::accumulate(sums.begin(), sums.end(), uint64_t(0)) != 0) throw std::runtime_error("memory changed");
-    return double(each) * 8 * pool.size() / *std::min_element(seconds.begin(), seconds.end());
 }
 
 // One linear on its own, for tests and benchmarks: y (rows, weight.rows) of x (rows, cols).

@@ -159,14 +159,23 @@ def test_quantize_shows_a_table_on_stdout_and_progress_on_stderr(stand_in: Stand
 def test_evaluate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
     calls = stand_in("zeropoint.evaluation.run.evaluate", evaluation("EQUIVALENT"))
     assert cli.main(["evaluate", "o", "--reference", "m", "--text", "t.txt"]) == 0
-    given = {"reference": Path("m"), "text": Path("t.txt"), "margin": 0.01, "length": 512, "max_windows": None}
-    given |= {"runtime": "native", "activations": "int8", "threads": None}
+    given: dict[str, object] = {
+        "reference": Path("m"),
+        "text": Path("t.txt"),
+        "margin": 0.01,
+        "length": 512,
+        "max_windows": None,
+        "runtime": "native",
+        "activations": "int8",
+        "threads": None,
+    }
     assert calls == [((Path("o"),), given)]
     calls.clear()
     line = "evaluate o --reference m --text t.txt --margin 2.5% --length 64 --max-windows 3"
-    assert cli.main([*line.split(), "--runtime", "torch", "--activations", "float"]) == 0
-    given = {"reference": Path("m"), "text": Path("t.txt"), "margin": 0.025, "length": 64, "max_windows": 3}
-    given |= {"runtime": "torch", "activations": "float", "threads": None}
+    more = "--runtime torch --activations float --threads 3"
+    assert cli.main([*line.split(), *more.split()]) == 0
+    given |= {"margin": 0.025, "length": 64, "max_windows": 3}
+    given |= {"runtime": "torch", "activations": "float", "threads": 3}
     assert calls == [((Path("o"),), given)]
     capfd.readouterr()
 
