@@ -57,3 +57,32 @@ def test_the_quantized_model_opens_in_transformers_with_our_logits(model: Path, 
     with torch.no_grad():
         expected = theirs(tokens[None]).logits[0]
     assert torch.allclose(torch.from_numpy(ours.logits(tokens.tolist())), expected, atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def rounded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in 4 bits, rounded to nearest."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    zeropoint.quantize(model, folder, recipe=load_recipe("w4a16", ["rounding=rtn", "range=minmax"]))
+    return folder
+
+
+@pytest.mark.parametrize("which", ["model", "rounded"])
+def test_greedy_text_is_that_of_torch(which: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(which)
+    ours = zeropoint.load(path, activations="float", cache="float32")
+    theirs = zeropoint.load(path, runtime="torch")
+    for prompt in ("The capital of France is", "def fibonacci(n):", "Once upon a time"):
+        assert ours.generate(prompt, max_tokens=60) == theirs.generate(prompt, max_tokens=60)
+
+
+def test_ten_thousand_tokens_leave_memory_flat(rounded: Path) -> None:
+    model = zeropoint.load(rounded, embeddings="int8")
+    session, token, resident = model.session(), 1, []
+    for count in range(10_000):
+        if count % 1000 == 0:
+            session.rewind(0)
+            resident.append(int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096)
+        token = int(session.next_logits([token]).argmax())
+    # the first thousand tokens fill the pages of the cache, 23 MB; then a megabyte for what Python itself does
+    assert max(resident[2:]) - resident[1] < 1 << 20
