@@ -15,7 +15,8 @@ def output_error(error: Tensor, second_moment: Tensor | None) -> float:
     error: float32 (rows, cols). second_moment: float32 (cols, cols).
     """
     product = error if second_moment is None else error @ second_moment
-    return float(torch.sum(product * error, dtype=torch.float64))
+    # H is positive semidefinite, its float32 sums only nearly: an error along a dead direction came out as -1e-11
+    return max(0.0, float(torch.sum(product * error, dtype=torch.float64)))
 
 
 def relative_output_error(
