@@ -48,6 +48,9 @@ from zeropoint.types import Scheme, Stats
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
 
+SLAB_VALUES = 1 << 21
+"""Values of a tensor in a block type that are in float32 at once, where it is copied to the output."""
+
 Plans = Mapping[str, LayerPlan | None]
 
 
@@ -246,8 +249,16 @@ def _described(text: Batches, recipe: Recipe) -> Text:
 
 def _as_written(weights: Weights, name: str) -> Tensor:
     """Return a tensor that stays float as the output has it: as stored, but bfloat16 where it was in a block type."""
-    tensor = weights.checkpoint.read(name)
-    return tensor.bfloat16() if weights.checkpoint.tensors[name].dtype.startswith(BLOCK_TYPES) else tensor
+    info = weights.checkpoint.tensors[name]
+    if not info.dtype.startswith(BLOCK_TYPES):
+        return weights.checkpoint.read(name)
+    written = torch.empty(info.shape, dtype=torch.bfloat16)
+    # in slabs: an embedding in float32 beside itself in bfloat16 would be the most memory that a small model takes
+    step = max(1, SLAB_VALUES // max(1, written[0].numel()))
+    for start in range(0, len(written), step):
+        stop = min(start + step, len(written))
+        written[start:stop] = torch.from_numpy(weights.checkpoint.read_array(name, rows=(start, stop)))
+    return written
 
 
 def _config(weights: Weights, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
