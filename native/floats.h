@@ -175,45 +175,79 @@ inline void spread(const Weight& w, int panel, float* values) {
     }
 }
 
-inline size_t float_scratch_bytes(const Weight& w) { return w.kind == Kind::f32 ? 0 : size_t(w.padded_cols) * 64; }
+// Many rows go through a panel in blocks of columns that stay in the first cache, with their sums beside them.
+constexpr int FLOAT_COLUMNS = 256;
+constexpr int FLOAT_ROWS = 96;     // a multiple of every TILE_ROWS but AVX-512's, where the last tile is smaller
+
+inline size_t float_scratch_bytes(const Weight& w) { return size_t(w.padded_cols) * 64 + FLOAT_ROWS * 64; }
+
+// A panel as bfloat16, for a few rows: read once, so not spread.
+template <int R>
+inline void few_bf16(const uint16_t* pairs, int cols, const float* a, size_t stride, V16* sums) {
+    for (int k = 0; k < cols; k += 2) {
+        const V16 even = first_of_pairs(pairs + k * 16), odd = second_of_pairs(pairs + k * 16);
+        for (int r = 0; r < R; r++) {
+            sums[r] = fma(splat(a[r * stride + k]), even, sums[r]);
+            sums[r] = fma(splat(a[r * stride + k + 1]), odd, sums[r]);
+        }
+    }
+}
+
+// sums += rows of `a` times columns [k0, k1) of a panel, which are whole groups where the weight has scales.
+template <int R>
+inline void add_columns(const Weight& w, int panel, const float* values, int k0, int k1, const float* a, size_t stride,
+                        V16* sums) {
+    const int step = w.kind == Kind::codes ? w.group : k1 - k0;
+    for (int k = k0; k < k1; k += step) {
+        const int end = std::min(k + step, k1);
+        const auto column = [&](int i) { return load(values + size_t(k + i) * 16); };
+        if (w.kind != Kind::codes) {
+            accumulate<R>(a + k, stride, end - k, column, sums);
+            continue;
+        }
+        V16 part[R];
+        for (V16& p : part) p = splat(0);
+        accumulate<R>(a + k, stride, end - k, column, part);
+        const V16 scale = scales_of(w, size_t(panel) * w.groups + k / w.group);
+        for (int r = 0; r < R; r++) sums[r] = fma(part[r], scale, sums[r]);
+    }
+}
 
 inline void linear_float(const Weight& w, const float* x, size_t stride, int begin, int end, int first, int last,
                          const Output& y, uint8_t* scratch) {
-    const bool scaled = w.kind == Kind::codes;
-    const bool direct = w.kind == Kind::f32 || (w.kind == Kind::bf16 && end - begin <= TILE_ROWS);
+    float* spread_out = reinterpret_cast<float*>(scratch);
+    float* totals = spread_out + size_t(w.padded_cols) * 16;
+    const int columns = w.kind == Kind::codes ? std::max(w.group, FLOAT_COLUMNS / w.group * w.group) : FLOAT_COLUMNS;
     for (int panel = first; panel < last; panel++) {
         const uint8_t* data = w.data + panel * w.panel_bytes();
-        if (!direct) spread(w, panel, reinterpret_cast<float*>(scratch));
-        const float* values = reinterpret_cast<const float*>(w.kind == Kind::f32 ? data : scratch);
-        for (int t = begin; t < end; t += TILE_ROWS) {
-            const float* a = x + size_t(t) * stride;
-            with_rows(std::min(TILE_ROWS, end - t), [&](auto rows) {
+        if (w.kind == Kind::bf16 && end - begin <= TILE_ROWS) {
+            with_rows(end - begin, [&](auto rows) {
                 constexpr int R = decltype(rows)::value;
                 V16 sums[R];
                 for (V16& s : sums) s = splat(0);
-                if (scaled) {
-                    for (int g = 0; g < w.groups; g++) {
-                        const int k0 = g * w.group, k1 = std::min(k0 + w.group, w.padded_cols);
-                        V16 part[R];
-                        for (V16& p : part) p = splat(0);
-                        accumulate<R>(a + k0, stride, k1 - k0, [&](int i) { return load(values + (k0 + i) * 16); }, part);
-                        const V16 scale = scales_of(w, size_t(panel) * w.groups + g);
-                        for (int r = 0; r < R; r++) sums[r] = fma(part[r], scale, sums[r]);
-                    }
-                } else if (direct && w.kind == Kind::bf16) {
-                    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(data);
-                    for (int k = 0; k < w.padded_cols; k += 2) {
-                        const V16 even = first_of_pairs(pairs + k * 16), odd = second_of_pairs(pairs + k * 16);
-                        for (int r = 0; r < R; r++) {
-                            sums[r] = fma(splat(a[r * stride + k]), even, sums[r]);
-                            sums[r] = fma(splat(a[r * stride + k + 1]), odd, sums[r]);
-                        }
-                    }
-                } else {
-                    accumulate<R>(a, stride, w.padded_cols, [&](int i) { return load(values + i * 16); }, sums);
-                }
-                put<R>(y, t, panel, sums);
+                few_bf16<R>(reinterpret_cast<const uint16_t*>(data), w.padded_cols, x + size_t(begin) * stride, stride, sums);
+                put<R>(y, begin, panel, sums);
             });
+            continue;
+        }
+        if (w.kind != Kind::f32) spread(w, panel, spread_out);
+        const float* values = w.kind == Kind::f32 ? reinterpret_cast<const float*>(data) : spread_out;
+        for (int t0 = begin; t0 < end; t0 += FLOAT_ROWS) {
+            const int t1 = std::min(t0 + FLOAT_ROWS, end);
+            for (int k0 = 0; k0 < w.padded_cols; k0 += columns) {
+                const int k1 = std::min(k0 + columns, w.padded_cols);
+                for (int t = t0; t < t1; t += TILE_ROWS) {
+                    with_rows(std::min(TILE_ROWS, t1 - t), [&](auto rows) {
+                        constexpr int R = decltype(rows)::value;
+                        float* kept = totals + size_t(t - t0) * 16;
+                        V16 sums[R];
+                        for (int r = 0; r < R; r++) sums[r] = k0 ? load(kept + r * 16) : splat(0);
+                        add_columns<R>(w, panel, values, k0, k1, x + size_t(t) * stride, stride, sums);
+                        if (k1 == w.padded_cols) put<R>(y, t, panel, sums);
+                        else for (int r = 0; r < R; r++) store(kept + r * 16, sums[r]);
+                    });
+                }
+            }
         }
     }
 }

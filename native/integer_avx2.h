@@ -104,8 +104,16 @@ inline __m256 scales_of_half(const Weight& w, size_t index) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half_bytes(w.scale16 + index)), 16));
 }
 
-inline __m256 finish_block(__m256i dot, __m256i zeros, __m256 scale, const QInput& x, size_t at, __m256 sum) {
-    const __m256i rest = _mm256_sub_epi32(dot, _mm256_mullo_epi32(zeros, _mm256_set1_epi32(x.sum[at])));
+// The product of vectors is slow, and not needed where all zero points are the same.
+template <int BITS>
+inline __m256i zero_products(const Weight& w, __m256i zeros, int32_t sum) {
+    if (w.zero) return _mm256_mullo_epi32(zeros, _mm256_set1_epi32(sum));
+    return _mm256_set1_epi32(((1 << (BITS - 1)) - (BITS == 8 ? 128 : 0)) * sum);
+}
+
+template <int BITS>
+inline __m256 finish_block(const Weight& w, __m256i dot, __m256i zeros, __m256 scale, const QInput& x, size_t at, __m256 sum) {
+    const __m256i rest = _mm256_sub_epi32(dot, zero_products<BITS>(w, zeros, x.sum[at]));
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(rest), _mm256_mul_ps(_mm256_set1_ps(x.scale[at]), scale), sum);
 }
 
@@ -143,7 +151,7 @@ inline void few_rows(const Weight& w, const QInput& x, int begin, int first, int
                 const __m256i zeros = zeros_of<BITS>(w, index + 8 * half);
                 const __m256 scale = scales_of_half(w, index + 8 * half);
                 for (int t = 0; t < T; t++)
-                    sums[t][half] = finish_block(dots[t][half], zeros, scale, x, size_t(begin + t) * x.blocks + b, sums[t][half]);
+                    sums[t][half] = finish_block<BITS>(w, dots[t][half], zeros, scale, x, size_t(begin + t) * x.blocks + b, sums[t][half]);
             }
         }
         for (int t = 0; t < T; t++)
@@ -179,15 +187,38 @@ inline void linear_few(const Weight& w, const QInput& x, int begin, int end, int
 
 constexpr int MANY_ROWS = 4;
 
+// Blocks [first, last) of the columns, whose weights stay in the first cache while all rows pass; kept: the sums of 4 rows
+// between two of them, (R, 16).
+struct Span {
+    int first, last;
+    float* kept;
+};
+
+template <int R>
+inline void take_up(const Span& span, __m256 (*sums)[2]) {
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++)
+            sums[r][half] = span.first ? _mm256_loadu_ps(span.kept + 16 * r + 8 * half) : _mm256_setzero_ps();
+}
+
+template <int R>
+inline void put_down(const Span& span, const QInput& x, const Output& y, int t, int panel, const __m256 (*sums)[2]) {
+    for (int r = 0; r < R; r++)
+        for (int half = 0; half < 2; half++)
+            if (span.last == x.blocks) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
+            else _mm256_storeu_ps(span.kept + 16 * r + 8 * half, sums[r][half]);
+}
+
 // Up to 5 bits. quads: a panel unpacked, (padded_cols / 4, 64).
 template <int BITS, int R>
-inline void many_rows_bytes(const Weight& w, const QInput& x, int t, int panel, const uint8_t* quads, const Output& y) {
+inline void many_rows_bytes(const Weight& w, const QInput& x, int t, int panel, const uint8_t* quads, const Span& span,
+                            const Output& y) {
     constexpr int step = quads_in_16_bits(BITS) >= 8 ? 8 : 4;
     const __m256i ones = _mm256_set1_epi16(1);
     const int8_t* q = x.q + size_t(t) * x.padded_cols;
     __m256 sums[R][2];
-    for (auto& s : sums) s[0] = s[1] = _mm256_setzero_ps();
-    for (int b = 0; b < x.blocks; b++) {
+    take_up<R>(span, sums);
+    for (int b = span.first; b < span.last; b++) {
         const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
         __m256i dots[R][2];
         for (auto& d : dots) d[0] = d[1] = _mm256_setzero_si256();
@@ -212,21 +243,20 @@ inline void many_rows_bytes(const Weight& w, const QInput& x, int t, int panel, 
             const __m256i zeros = zeros_of<BITS>(w, index + 8 * half);
             const __m256 scale = scales_of_half(w, index + 8 * half);
             for (int r = 0; r < R; r++)
-                sums[r][half] = finish_block(dots[r][half], zeros, scale, x, size_t(t + r) * x.blocks + b, sums[r][half]);
+                sums[r][half] = finish_block<BITS>(w, dots[r][half], zeros, scale, x, size_t(t + r) * x.blocks + b, sums[r][half]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int half = 0; half < 2; half++) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
+    put_down<R>(span, x, y, t, panel, sums);
 }
 
 // 6 to 8 bits. words: a panel widened to 16 bits, (padded_cols / 2, 16 rows, 2 columns).
 // q16: R rows of x widened, (R, padded_cols).
 template <int BITS, int R>
 inline void many_rows_words(const Weight& w, const QInput& x, int t, int panel, const int16_t* words, const int16_t* q16,
-                            const Output& y) {
+                            const Span& span, const Output& y) {
     __m256 sums[R][2];
-    for (auto& s : sums) s[0] = s[1] = _mm256_setzero_ps();
-    for (int b = 0; b < x.blocks; b++) {
+    take_up<R>(span, sums);
+    for (int b = span.first; b < span.last; b++) {
         const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
         __m256i dots[R][2];
         for (auto& d : dots) d[0] = d[1] = _mm256_setzero_si256();
@@ -243,11 +273,10 @@ inline void many_rows_words(const Weight& w, const QInput& x, int t, int panel, 
             const __m256i zeros = zeros_of<BITS>(w, index + 8 * half);
             const __m256 scale = scales_of_half(w, index + 8 * half);
             for (int r = 0; r < R; r++)
-                sums[r][half] = finish_block(dots[r][half], zeros, scale, x, size_t(t + r) * x.blocks + b, sums[r][half]);
+                sums[r][half] = finish_block<BITS>(w, dots[r][half], zeros, scale, x, size_t(t + r) * x.blocks + b, sums[r][half]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int half = 0; half < 2; half++) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
+    put_down<R>(span, x, y, t, panel, sums);
 }
 
 template <int BITS>
@@ -283,10 +312,13 @@ inline void widen_panel(const Weight& w, int panel, int16_t* words) {
         }
 }
 
-// A panel in bytes, or in words and 4 rows of x beside it.
+constexpr int SPAN_BYTES = 16 << 10;   // of unpacked weights
+constexpr int SPAN_ROWS = 64;          // whose sums are kept
+
+// A panel in bytes or words, the rows of x widened where it is words, and sums.
 inline size_t scratch_bytes(const Weight& w) {
-    const size_t cols = w.padded_cols;
-    return w.bits <= 5 ? 16 * cols : 32 * cols + MANY_ROWS * 2 * cols;
+    const size_t cols = w.padded_cols, panel = w.bits <= 5 ? 16 * cols : 32 * cols + MANY_ROWS * 2 * cols;
+    return panel + SPAN_ROWS * PANEL * sizeof(float);
 }
 
 template <int BITS, int R = MANY_ROWS, class F>
@@ -298,24 +330,31 @@ inline void in_steps(int begin, int end, F f) {
 
 template <int BITS>
 inline void many(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y, uint8_t* scratch) {
+    constexpr bool in_bytes = BITS <= 5;
+    float* kept = reinterpret_cast<float*>(scratch);
+    uint8_t* quads = scratch + SPAN_ROWS * PANEL * sizeof(float);
+    int16_t* words = reinterpret_cast<int16_t*>(quads);
+    int16_t* q16 = words + size_t(16) * w.padded_cols;
+    const int step = std::max(1, SPAN_BYTES / ((in_bytes ? 16 : 32) * x.block));
     for (int panel = first; panel < last; panel++) {
-        if constexpr (BITS <= 5) {
-            unpack_panel<BITS>(w, panel, scratch);
-            in_steps<BITS>(begin, end, [&](int t, auto rows) {
-                many_rows_bytes<BITS, decltype(rows)::value>(w, x, t, panel, scratch, y);
-            });
-        } else {
-            int16_t* words = reinterpret_cast<int16_t*>(scratch);
-            int16_t* q16 = words + size_t(16) * w.padded_cols;
-            widen_panel<BITS>(w, panel, words);
-            in_steps<BITS>(begin, end, [&](int t, auto rows) {
-                constexpr int R = decltype(rows)::value;
-                const int8_t* q = x.q + size_t(t) * x.padded_cols;
-                for (int i = 0; i < R * x.padded_cols; i += 16)
-                    _mm256_store_si256(reinterpret_cast<__m256i*>(q16 + i), _mm256_cvtepi8_epi16(half_bytes(q + i)));
-                many_rows_words<BITS, R>(w, x, t, panel, words, q16, y);
-            });
-        }
+        if constexpr (in_bytes) unpack_panel<BITS>(w, panel, quads);
+        else widen_panel<BITS>(w, panel, words);
+        for (int t0 = begin; t0 < end; t0 += SPAN_ROWS)
+            for (int b = 0; b < x.blocks; b += step)
+                in_steps<BITS>(t0, std::min(t0 + SPAN_ROWS, end), [&](int t, auto rows) {
+                    constexpr int R = decltype(rows)::value;
+                    const Span span{b, std::min(b + step, x.blocks), kept + (t - t0) * PANEL};
+                    if constexpr (in_bytes) {
+                        many_rows_bytes<BITS, R>(w, x, t, panel, quads, span, y);
+                    } else {
+                        const int k0 = b * x.block, k1 = std::min(span.last * x.block, w.padded_cols);
+                        for (int r = 0; r < R; r++)
+                            for (int k = k0; k < k1; k += 16)
+                                _mm256_storeu_si256(reinterpret_cast<__m256i*>(q16 + size_t(r) * x.padded_cols + k),
+                                                    _mm256_cvtepi8_epi16(half_bytes(x.q + size_t(t + r) * x.padded_cols + k)));
+                        many_rows_words<BITS, R>(w, x, t, panel, words, q16, span, y);
+                    }
+                });
     }
 }
 
