@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import zeropoint
 from reference.integer_linear import restored, rounded, stream_of_bits
 from zeropoint.runtime import _native
 
@@ -230,9 +231,7 @@ def test_an_isa_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_stub_names_what_the_module_has() -> None:
-    import zeropoint.runtime
-
-    stub = ast.parse((Path(zeropoint.runtime.__path__[0]) / "_native.pyi").read_text(encoding="utf-8"))
+    stub = ast.parse((Path(zeropoint.__file__).parent / "runtime" / "_native.pyi").read_text(encoding="utf-8"))
     named = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert set(named) | {"CHUNK", "PANEL"} == {name for name in dir(_native) if not name.startswith("_")}
     for name, node in named.items():

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,11 +123,13 @@ def test_ctrl_c_ends_an_answer_and_the_next_line_is_answered(endless: Path) -> N
 def until_quiet(descriptor: int) -> bytes:
     """Read until nothing has come for a while."""
     seen = b""
+    deadline_s = time.monotonic() + 60
     while select.select([descriptor], [], [], QUIET_S)[0]:
         new = os.read(descriptor, 1 << 16)
         if not new:
             break
         seen += new
+        assert time.monotonic() < deadline_s, "it does not end"
     return seen
 
 
