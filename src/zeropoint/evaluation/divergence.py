@@ -107,7 +107,7 @@ def _compare_rows(l: Tensor, m: Tensor, targets: Tensor) -> TokenScores:  # noqa
     kl = torch.log1p(phi.mul_(p).sum(dim=-1).double().clamp_(min=0.0) / total)  # expm1 may be an ulp too low
     # log sum e^l is taken from the largest term: the target's own probability may underflow
     nll_reference = _pick(l, top).double() - _pick(l, targets).double() - torch.log(_pick(p, top).double() / total)
-    nll_quantized = nll_reference + mean + kl - d_target.double()
+    nll_quantized = (nll_reference + mean + kl - d_target.double()).clamp_(min=0.0)  # d is rounded: half a step too low
     if bool(ruined.any()):
         kl[ruined], nll_quantized[ruined] = _in_float64(l[ruined], m[ruined], targets[ruined])
     return TokenScores(kl.float(), nll_reference.float(), nll_quantized.float(), top == _argmax(m))

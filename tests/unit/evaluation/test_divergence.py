@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,6 +31,7 @@ def expected(reference: Tensor, quantized: Tensor, targets: Tensor) -> tuple[np.
 
 
 @settings(max_examples=60, deadline=None)
+@example(tokens=10, vocabulary=18, noise=60.0, peak=5.0, shift=7.3, seed=75)
 @given(
     tokens=st.integers(1, 12),
     vocabulary=st.integers(1, 700),
@@ -49,7 +50,10 @@ def test_scores_equal_their_definitions(
     precision = 1e-5 if abs(shift) > 10 else 3e-6
     np.testing.assert_allclose(got.kl, kl, rtol=1e-4, atol=precision)
     np.testing.assert_allclose(got.nll_reference, nll_reference, rtol=1e-6, atol=3e-6)
-    np.testing.assert_allclose(got.nll_quantized, nll_quantized, rtol=1e-6, atol=2 * precision)
+    # half a step of m - l at the target and half a step in its mean: 1.5e-5 where noise of 60 makes them 128 and more
+    step = float(np.spacing((case[1] - case[0]).abs().max().numpy()))
+    np.testing.assert_allclose(got.nll_quantized, nll_quantized, rtol=1e-6, atol=max(2 * precision, step))
+    assert bool((got.nll_quantized >= 0).all())
     assert got.agrees.tolist() == agrees
     assert bool((got.kl >= 0).all())
 
