@@ -34,6 +34,7 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Windows, judging_windows, require_readable
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.runtime.native_runner import Activations as RunActivations
 from zeropoint.runtime.native_runner import NativeRunner, NativeSession
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
@@ -51,7 +52,6 @@ ACTIVATION_WINDOWS = 8
 """Windows on which the cost of rounding activations is measured."""
 
 Runtime = Literal["native", "torch"]
-Activations8 = Literal["int8", "float"]
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
     length: int = 512,
     max_windows: int | None = None,
     runtime: Runtime = "native",
-    activations: Activations8 = "int8",
+    activations: RunActivations = "int8",
     threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
@@ -162,7 +162,7 @@ def _run_native(
     original: Weights,
     judged: Weights,
     windows: Windows,
-    activations: Activations8,
+    activations: RunActivations,
     threads: int | None,
     report: ProgressCallback,
 ) -> _Run:
