@@ -1,4 +1,4 @@
-"""The nouns that flow through zeropoint: Scheme, QParams, QTensor, PackedWeight, Stats.
+"""The nouns that flow through zeropoint: Scheme, InputScheme, QParams, InputParams, QTensor, PackedWeight, Stats.
 
 One formula is behind all of them, with Z an integer inside [q_min, q_max] and a range that always contains 0:
 
@@ -71,6 +71,34 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class InputScheme:
+    """How the input of a linear is rounded to integers when the model runs.
+
+    bits: 8; codes are -128..127. dynamic: each token has a scale of its own, found when the token is there, and
+    Z = 0. Otherwise static: one scale for all tokens, found by calibration, with Z = 0 when symmetric.
+    """
+
+    bits: int = 8
+    dynamic: bool = True
+    symmetric: bool = True
+
+    @property
+    def q_min(self) -> int:
+        """The lowest code: -2^(bits-1)."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def q_max(self) -> int:
+        """The highest code: 2^(bits-1) - 1."""
+        return (1 << (self.bits - 1)) - 1
+
+    def label(self) -> str:
+        """Return a short name for tables, such as "int8 token" or "int8 static asym"."""
+        kind = "token" if self.dynamic else f"static {'sym' if self.symmetric else 'asym'}"
+        return f"int{self.bits} {kind}"
+
+
+@dataclass(frozen=True)
 class QParams:
     """The scale and the zero point of every group of one tensor.
 
@@ -84,15 +112,26 @@ class QParams:
 
 
 @dataclass(frozen=True)
+class InputParams:
+    """How one linear rounds its input. scale > 0 and zero_point in [q_min, q_max]: of a static scheme, else None, 0."""
+
+    scheme: InputScheme
+    scale: float | None = None
+    zero_point: int = 0
+
+
+@dataclass(frozen=True)
 class QTensor:
     """One quantized weight: codes, parameters, scheme.
 
     codes: int8 (rows, cols), in [scheme.q_min, scheme.q_max], columns in the order of the float weight.
+    input: how what the weight is multiplied with is rounded; None where it stays float.
     """
 
     codes: Tensor
     qparams: QParams
     scheme: Scheme
+    input: InputParams | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,7 +159,7 @@ class PackedWeight:
         [i * bits, (i + 1) * bits) from the lowest bit of the first word on, unsigned: q + 2^(bits - 1).
     scale: float32 (rows, groups), > 0 and finite; (1, 1) per tensor, (rows, 1) per channel.
     zero_point: int8, in the shape of scale, in [q_min, q_max], signed as q is; None when the scheme is symmetric.
-    shape: (rows, cols).
+    shape: (rows, cols). input: as in QTensor.
     """
 
     words: NDArray[np.uint32]
@@ -128,6 +167,7 @@ class PackedWeight:
     zero_point: NDArray[np.int8] | None
     shape: tuple[int, int]
     scheme: Scheme
+    input: InputParams | None = None
 
 
 # Statistics: what an observer says about the activations that it has seen. `count` is always a number of tokens.
