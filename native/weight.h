@@ -60,7 +60,7 @@ struct Weight {
     }
 };
 
-// Activations in integers: x ~ scale * q, block by block of columns, q in [-127, 127], 0 exact.
+// Activations in integers: x ~ scale * q, block by block of columns, q in [-128, 127], 0 exact.
 struct QInput {
     int8_t* q;                 // (rows, padded_cols), 0 past cols, aligned to 64
     float* scale;              // (rows, blocks)

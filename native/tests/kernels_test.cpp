@@ -163,9 +163,9 @@ void check_integer(const std::vector<Table>& tables, const Case& c) {
     Array<int32_t> x_sum(x_scale.count);
     for (int t = 0; t < c.x_rows; ++t)
         for (int k = 0; k < c.cols; ++k) {
-            int value = random_int(-127, 127);
-            if (c.values == Values::largest || c.values == Values::smallest) value = t % 2 ? 127 : -127;
-            if (c.values == Values::opposite) value = (k + t) % 2 ? 127 : -127;
+            int value = random_int(-128, 127);
+            if (c.values == Values::largest || c.values == Values::smallest) value = t % 2 ? 127 : -128;
+            if (c.values == Values::opposite) value = (k + t) % 2 ? 127 : -128;
             q[size_t(t) * padded_cols + k] = static_cast<int8_t>(value);
             x_sum[size_t(t) * blocks + k / c.block] += value;
         }
