@@ -1,7 +1,8 @@
 """Decode and prefill of zeropoint beside other engines, each in a process of its own, in turns. Last line: JSON.
 
     python benchmarks/generate.py FLOAT --quantized W4 [--gguf FILE ...] [--llama-python PYTHON] [--no-extra-bufts]
-    python benchmarks/generate.py --make-1b FOLDER [--make-gguf Q4_0 Q8_0]     first, for the shape of TinyLlama 1.1B
+    python benchmarks/generate.py --make-1b FOLDER      first, for the shape of TinyLlama 1.1B
+    python benchmarks/generate.py FLOAT --make-gguf Q4_0 Q8_0        first, for llama.cpp: FLOAT-Q4_0.gguf and so on
 
 FLOAT is a folder, and W4 what `zeropoint quantize` made of it; without --quantized it is made into a temporary folder,
 rounded to nearest. Every engine is measured once in each round: 512 tokens of prefill, then 128 tokens after 32. Peak
@@ -69,24 +70,25 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--make-1b", type=Path, metavar="FOLDER", help="write a random 1.1B model and stop")
-    parser.add_argument("--make-gguf", nargs="+", default=[], metavar="TYPE", help="and GGUF files of it beside it")
+    parser.add_argument("--make-gguf", nargs="+", default=[], metavar="TYPE", help="write FLOAT-TYPE.gguf and stop")
     arguments = parser.parse_args()
     if arguments.make_1b is not None:
-        make(arguments.make_1b, arguments.make_gguf)
+        quantize(write_llama(arguments.make_1b, TINYLLAMA), beside(arguments.make_1b, "w4"))
         return
     if arguments.model is None:
         parser.error("give FLOAT, the folder of a model, or --make-1b FOLDER")
+    for kind in arguments.make_gguf:
+        print(write_gguf(beside(arguments.model, f"{kind}.gguf"), arguments.model, kind))
+    if arguments.make_gguf:
+        return
     with tempfile.TemporaryDirectory() as scratch:
         quantized = arguments.quantized or quantize(arguments.model, Path(scratch) / "w4")
         skip = tuple(arguments.skip)
         measure([each for each in engines(arguments, quantized) if not each.name.startswith(skip)], arguments)
 
 
-def make(folder: Path, types: list[str]) -> None:
-    write_llama(folder, TINYLLAMA)
-    quantize(folder, folder.with_name(f"{folder.name}-w4"))
-    for kind in types:
-        write_gguf(folder.with_name(f"{folder.name}-{kind}.gguf"), folder, kind)
+def beside(folder: Path, ending: str) -> Path:
+    return folder.with_name(f"{folder.name}-{ending}")
 
 
 def quantize(model: Path, output: Path) -> Path:

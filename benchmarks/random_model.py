@@ -1,7 +1,7 @@
 """Models with random weights: for speed the shape is all that counts. Written tensor by tensor, in little memory.
 
 write_llama(folder, TINYLLAMA)       config.json and bfloat16 shards, one for each block; there is no tokenizer
-write_gguf(path, folder, "Q4_0")     the same weights as llama.cpp reads them
+write_gguf(path, folder, "Q4_0")     the weights of any folder as llama.cpp reads them
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
+
+from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.models import load_model
+from zeropoint.models.parts import Config
 
 
 @dataclass(frozen=True)
@@ -79,48 +82,36 @@ def write_llama(folder: Path, shape: Shape) -> Path:
 
 
 def write_gguf(path: Path, folder: Path, quantization: str) -> Path:
-    """Write the checkpoint in `folder`, of `write_llama`, as one file; every matrix, head and embedding too.
+    """Write the checkpoint in `folder` as one file; every matrix, head and embedding too.
 
-    quantization: what gguf can make in numpy: Q4_0, Q4_1, Q5_0, Q8_0, BF16. The rows of q and k are not permuted, as
-    a converter does: random ones are as good in any order. The tokens have made-up names.
+    quantization: what gguf can make in numpy: Q4_0, Q4_1, Q5_0, Q8_0, BF16. For speed alone: the rows of q and k are
+    not permuted, as a converter does, and the tokens have made-up names.
     """
     if path.exists():
         return path
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    places = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+    checkpoint = open_checkpoint(folder)
+    config = load_model(checkpoint.config).config
     partial = path.with_name(f".{path.name}.partial")
     writer = gguf.GGUFWriter(partial, "llama")
     _describe(writer, config)
     kind = gguf.GGMLQuantizationType[quantization]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for name, file in places.items():
-        shape = _shape(folder / file, name)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.layers)
+    for name, info in checkpoint.tensors.items():
         stored = names.get_name(name, try_suffixes=(".weight",))
-        if len(shape) == 1:
-            writer.add_tensor_info(stored, shape, np.dtype(np.float32), 4 * shape[0])
+        if len(info.shape) == 1:
+            writer.add_tensor_info(stored, info.shape, np.dtype(np.float32), 4 * info.shape[0])
         else:
-            rows = gguf.quant_shape_to_byte_shape(shape, kind)
+            rows = gguf.quant_shape_to_byte_shape(info.shape, kind)
             writer.add_tensor_info(stored, rows, np.dtype(np.uint8), int(np.prod(rows)), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, file in places.items():
-        values = _read(folder / file, name).float().numpy()
+    for name in checkpoint.tensors:
+        values = checkpoint.read(name).float().numpy()
         writer.write_tensor_data(values if values.ndim == 1 else gguf.quants.quantize(values, kind))
     writer.close()
     partial.rename(path)
     return path
-
-
-def _read(path: Path, name: str) -> torch.Tensor:
-    with safe_open(path, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(name)
-    return tensor
-
-
-def _shape(path: Path, name: str) -> tuple[int, ...]:
-    with safe_open(path, framework="pt") as file:
-        return tuple(file.get_slice(name).get_shape())
 
 
 def _config(shape: Shape) -> dict[str, object]:
@@ -144,19 +135,19 @@ def _config(shape: Shape) -> dict[str, object]:
     }
 
 
-def _describe(writer: gguf.GGUFWriter, config: dict[str, int]) -> None:
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
+def _describe(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope.theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_vocab_size(config.vocab_size)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [f"t{index}" for index in range(len(tokens), config["vocab_size"])]
+    tokens += [f"t{index}" for index in range(len(tokens), config.vocab_size)]
     kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
     kinds += [gguf.TokenType.BYTE] * 256 + [gguf.TokenType.NORMAL] * (len(tokens) - 259)
     writer.add_tokenizer_model("llama")
