@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from zeropoint.checkpoint.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.models.parts import Config
 from zeropoint.runtime.decode import Pieces, tokens_after
@@ -42,26 +42,28 @@ def load(
     if runtime == "torch" and (activations, embeddings) != ("int8", "stored"):
         raise InputError("activations and embeddings are choices of the native runtime; leave them out for torch")
     weights = Weights(open_checkpoint(path))
+    # before the weights: while it is read it takes several times what it takes then
+    tokenizer = load_tokenizer(weights.checkpoint) if has_tokenizer(weights.checkpoint) else None
+    runner: Runner
     if runtime == "native":
         from zeropoint.runtime.native_runner import NativeRunner
 
-        return LanguageModel(
-            weights,
-            NativeRunner(weights, threads=threads, activations=activations, embeddings=embeddings, cache=cache),
-        )
-    from zeropoint.runtime.torch_runner import TorchRunner
+        runner = NativeRunner(weights, threads=threads, activations=activations, embeddings=embeddings, cache=cache)
+    else:
+        from zeropoint.runtime.torch_runner import TorchRunner
 
-    return LanguageModel(weights, TorchRunner(weights, threads=threads))
+        runner = TorchRunner(weights, threads=threads)
+    return LanguageModel(weights, runner, tokenizer)
 
 
 class LanguageModel:
     """A checkpoint and the runner that computes it. Made by `load`."""
 
-    def __init__(self, weights: Weights, runner: Runner) -> None:
+    def __init__(self, weights: Weights, runner: Runner, tokenizer: Tokenizer | None) -> None:
         self._weights = weights
         self.runner = runner
         """What computes: sessions of it, and for the native one its memory and speed."""
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = tokenizer
 
     @property
     def config(self) -> Config:
@@ -70,10 +72,8 @@ class LanguageModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, read when it is first needed."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._weights.checkpoint)
-        return self._tokenizer
+        """The checkpoint's tokenizer. Raises: CheckpointError if it has none."""
+        return self._tokenizer or load_tokenizer(self._weights.checkpoint)
 
     def session(self) -> Session:
         """Return an empty session: what `zeropoint.runtime.conversation` keeps from one answer to the next."""
