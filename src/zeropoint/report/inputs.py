@@ -116,7 +116,7 @@ def _massive(row: InputRow) -> list[str]:
     massive = sum(at.ratio >= MASSIVE for at in row.massive)
     verdict = f"{massive} of them massive" if massive else "none of them massive"
     lines = [
-        f"largest places, {verdict} (from {MASSIVE:,.0f} times the median magnitude on, which is {_number(row.median)}):",
+        f"largest places, {verdict} (from {MASSIVE:,.0f} times the median magnitude {_number(row.median)} on):",
         *(
             f"  {_number(at.value):>9}  position {at.position}, channel {at.channel}, {at.ratio:,.0f} times"
             for at in row.massive
