@@ -203,6 +203,7 @@ class _Stage:
         self.massive = MassiveActivations()
         parts = self._observe(sorted(names))
         self.stats = _merged(parts)
+        self._apart: dict[str, float | None] = {}
         self._halves = [tuple(_merged([parts[i] for i in half]) for half in pair) for pair in HALVES]
 
     def row(self, name: str, weight: Tensor) -> InputRow:
@@ -267,6 +268,13 @@ class _Stage:
         )
 
     def _disagreement(self, rule: str, extent: float, weights: Sequence[Tensor]) -> float | None:
+        """Return how far the ranges of two halves lie apart, relative to the range; None if halves have none."""
+        if rule not in self._apart or rule == "auto":  # auto's depend on the weights
+            self._apart[rule] = self._distance(rule, weights)
+        apart = self._apart[rule]
+        return None if apart is None else apart / extent if extent > 0 else 0.0
+
+    def _distance(self, rule: str, weights: Sequence[Tensor]) -> float | None:
         """Return the root mean square, over the ways to halve, of the larger distance of two halves' ends."""
         squares = []
         for pair in self._halves:
@@ -275,7 +283,7 @@ class _Stage:
             except SchemeError:
                 return None
             squares.append(max(abs(one.low - other.low), abs(one.high - other.high)) ** 2)
-        return math.sqrt(sum(squares) / len(squares)) / extent if extent > 0 else 0.0
+        return math.sqrt(sum(squares) / len(squares))
 
     def _auto(self, weight: Tensor) -> str | None:
         try:
