@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zeropoint.evaluation.run import evaluate
     from zeropoint.evaluation.speed import bench
     from zeropoint.inspection import inspect
+    from zeropoint.laboratory import inspect_inputs
     from zeropoint.pipeline import quantize
     from zeropoint.recipe import Recipe, load_recipe
     from zeropoint.runtime.generate import LanguageModel, load
@@ -32,6 +33,7 @@ _LAZY = {
     "evaluate": "zeropoint.evaluation.run",
     "bench": "zeropoint.evaluation.speed",
     "inspect": "zeropoint.inspection",
+    "inspect_inputs": "zeropoint.laboratory",
     "load": "zeropoint.runtime.generate",
     "LanguageModel": "zeropoint.runtime.generate",
     "Recipe": "zeropoint.recipe",
@@ -49,6 +51,7 @@ __all__ = [
     "bench",
     "evaluate",
     "inspect",
+    "inspect_inputs",
     "load",
     "load_recipe",
     "quantize",

@@ -218,4 +218,73 @@ class SecondMoment:
     count: int
 
 
-Stats: TypeAlias = MinMax | Histogram | ChannelAbsMax | SecondMoment
+@dataclass(frozen=True)
+class BatchRanges:
+    """The extremes of batches of tokens: low <= 0 <= high, float32 (batches,) each.
+
+    tokens: float64 (batches,), how many are in each; a batch without any has the range 0, 0.
+    """
+
+    low: Tensor
+    high: Tensor
+    tokens: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class TokenAbsMax:
+    """How many tokens have their largest magnitude in each sixteenth of an octave.
+
+    counts: float64 (4096,); bin i holds the magnitudes whose upper 12 bits below the sign, as float32, are i.
+    largest: of all tokens, exact.
+    """
+
+    counts: Tensor
+    largest: float
+    count: int
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """A few tokens that stand for all.
+
+    rows: float32 (kept, cols), all different. weights: float64 (kept,), > 0, how many of the `count` tokens each stands
+    for; together `count`.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    count: int
+
+
+Stats: TypeAlias = MinMax | Histogram | ChannelAbsMax | SecondMoment | BatchRanges | TokenAbsMax | TokenSample
+
+
+# What a range rule says about the input of a linear.
+
+
+@dataclass(frozen=True)
+class InputCandidate:
+    """One range that was tried.
+
+    error: squared relative error of the outputs when inputs are rounded with it; None when it was not measured.
+    """
+
+    rule: str
+    low: float
+    high: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """low <= 0 <= high, the rule that gave it, and what it was chosen from: one candidate, or all that were measured.
+
+    skipped: "RULE: why" for each rule that could not be applied.
+    """
+
+    low: float
+    high: float
+    rule: str
+    candidates: tuple[InputCandidate, ...]
+    skipped: tuple[str, ...] = ()

@@ -95,3 +95,27 @@ def kl(P: Array, Q: Array) -> float:
         return np.inf
     p, q = P / P.sum(), Q / Q.sum()
     return float(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+def moving_average(ends: Sequence[float], c: float) -> float:
+    """m <- m + c (m_batch - m), from m = the first."""
+    m = ends[0]
+    for end in ends[1:]:
+        m = m + c * (end - m)
+    return m
+
+
+def output_errors(
+    x: Array, counts: Array, weight: Array, scale: float, zero_point: int, bits: int
+) -> tuple[float, float, float]:
+    """(whole, clipping, rounding): squared errors of W x, one value at a time, relative to sum |W x|^2."""
+    q_min, q_max = affine.limits(bits)
+    clipping, rounding = np.zeros_like(x), np.zeros_like(x)
+    for t, k in np.ndindex(*x.shape):
+        back = affine.dequantize(affine.quantize(x[t, k], scale, zero_point, bits), scale, zero_point)
+        outside = not q_min - 0.501 <= x[t, k] / scale + zero_point <= q_max + 0.501
+        (clipping if outside else rounding)[t, k] = back - x[t, k]
+    energies = [
+        float(((part @ weight.T) ** 2).sum(1) @ counts) for part in (x, clipping + rounding, clipping, rounding)
+    ]
+    return energies[1] / energies[0], energies[2] / energies[0], energies[3] / energies[0]

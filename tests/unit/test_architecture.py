@@ -37,6 +37,7 @@ ORDER = (
     "evaluation",
     "report",
     "inspection",
+    "laboratory",
     "pipeline",
     "",
     "cli",

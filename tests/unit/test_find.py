@@ -9,7 +9,7 @@ from child import run_python
 from zeropoint import find
 from zeropoint.errors import InputError, RecipeError
 
-KINDS = ("cli", "formats", "models", "observe", "qparams.ranges", "rounding")
+KINDS = ("cli", "formats", "models", "observe", "qparams.input_ranges", "qparams.ranges", "rounding")
 
 
 @pytest.mark.parametrize("kind", KINDS)

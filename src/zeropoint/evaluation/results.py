@@ -250,6 +250,95 @@ class Inspection(Result, frozen=True, kw_only=True, tag="inspection", tag_field=
     size: Size
 
 
+class StaticRange(Result, frozen=True, kw_only=True):
+    """What one way of rounding a linear's input to 8 bits costs.
+
+    rule: of the range, or "dynamic per token", which has neither low and high nor a disagreement. scale, zero_point:
+    what the range becomes. clipped: share of the calibration's values outside the grid; held_out: of the held-out ones.
+    sqnr_db: of the input; None when nothing was lost. output_error: squared relative error of the layer's output, and
+    its parts: clipping_error of the values outside, rounding_error of the others. disagreement: how far the ranges of
+    two halves of the calibration lie apart, relative to the range: the root mean square over three ways to halve it.
+    """
+
+    rule: str
+    low: float | None
+    high: float | None
+    scale: float | None
+    zero_point: int | None
+    clipped: float
+    held_out: float
+    sqnr_db: float | None
+    output_error: float
+    clipping_error: float
+    rounding_error: float
+    disagreement: float | None
+
+
+class MassiveActivation(Result, frozen=True, kw_only=True):
+    """A place of the windows, position and channel, and its largest value. ratio: to the median magnitude of all."""
+
+    position: int
+    channel: int
+    value: float
+    ratio: float
+
+
+class Bar(Result, frozen=True, kw_only=True):
+    """How many values lie in [low, high)."""
+
+    low: float
+    high: float
+    count: int
+
+
+class InputRow(Result, frozen=True, kw_only=True):
+    """What one linear reads, and what static ranges make of it.
+
+    name: full. shape: of the weight. ranges: one for each rule; the last one is the dynamic scale. best: the static
+    rule with the smallest output_error. auto: the rule that `auto` takes, from a sample of tokens; None where no rule
+    could be applied. skipped: "RULE: why" for those that could not. massive: the largest places, by magnitude.
+    median: magnitude of a value. first_token_ratio: mean largest magnitude of first tokens over that of the others;
+    None when windows have one token. token_median, token_p99, token_largest: of the largest magnitude of each token.
+    samples_to_add: so that `best` would come out within the tolerance again; 0 is enough.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    ranges: tuple[StaticRange, ...]
+    best: str | None
+    auto: str | None
+    skipped: tuple[str, ...]
+    histogram: tuple[Bar, ...]
+    massive: tuple[MassiveActivation, ...]
+    median: float
+    first_token_ratio: float | None
+    token_median: float
+    token_p99: float
+    token_largest: float
+    samples_to_add: int
+
+
+class InputInspection(Result, frozen=True, kw_only=True, tag="input inspection", tag_field="result"):
+    """What `zeropoint inspect --layer` measured.
+
+    text: all windows; held_out_windows of them were kept from the ranges. scheme: label of the static integers.
+    tolerance: of the disagreement of two calibrations that counts as enough.
+    """
+
+    zeropoint: str
+    path: str
+    layer: str
+    text: Text
+    held_out_windows: int
+    scheme: str
+    tolerance: float
+    layers: tuple[InputRow, ...]
+    elapsed_s: float
+    peak_memory_bytes: int
+    versions: dict[str, str]
+    machine: str
+
+
 class Spread(Result, frozen=True, kw_only=True):
     """A number that was measured in several runs: their median, the lowest and the highest."""
 

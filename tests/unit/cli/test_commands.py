@@ -21,6 +21,7 @@ from zeropoint.evaluation.results import (
     Bench,
     Evaluation,
     Generation,
+    InputInspection,
     Inspection,
     LayerRow,
     QuantizeResult,
@@ -61,6 +62,7 @@ QUANTIZED = filled(QuantizeResult, recipe=load_recipe("w4a16").to_dict(), layers
 UP_PROJ = filled(TensorRow, name="model.layers.0.mlp.up_proj", kind="up_proj", role="linear", shape=[4, 240])
 NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[240])
 INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
+INPUTS = filled(InputInspection)
 BENCHED = filled(Bench, against=None, prefill_ratio=None, decode_ratio=None)
 
 
@@ -246,12 +248,23 @@ def test_inspect_hands_over_what_was_given_and_shows_kinds_or_all_tensors(stand_
     assert "model.norm" in tensors
 
 
+def test_inspect_of_layers_hands_over_only_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.laboratory.inspect_inputs", INPUTS)
+    assert cli.main(["inspect", "o", "--layer", "*.v_proj"]) == 0
+    options = "--calibration a.txt --rules mse,auto,mse --samples 9 --length 8 --symmetric"
+    assert cli.main(["inspect", "o", "--layer", "re:.*", *options.split()]) == 0
+    given = {"calibration": Path("a.txt"), "rules": ("mse", "auto"), "samples": 9, "length": 8, "symmetric": True}
+    assert calls == [((Path("o"),), {"layer": "*.v_proj"}), ((Path("o"),), {"layer": "re:.*", **given})]
+    assert "peak memory 7 B" in capfd.readouterr().out
+
+
 # all of them
 
 
 COMMANDS = {
     "quantize m -o o": ("zeropoint.pipeline.quantize", QUANTIZED),
     "evaluate o --reference m": ("zeropoint.evaluation.run.evaluate", evaluation("DEGRADED")),
+    "inspect o --layer *": ("zeropoint.laboratory.inspect_inputs", INPUTS),
     "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
     "bench o": ("zeropoint.evaluation.speed.bench", BENCHED),
 }
