@@ -236,7 +236,7 @@ def program_of(pool: Any, weights: list[Any], *, rows: int) -> Callable[[], obje
     tokens, logits = np.arange(rows, dtype=np.int32) % _native.PANEL, np.empty((1, size), np.float32)
 
     def run() -> None:
-        program.run(_native.Cache(0, 1, 16, True), tokens, logits)
+        program.run(_native.Cache(0, 1, 16, "float16"), tokens, logits)
 
     return run
 

@@ -170,10 +170,12 @@ NB_MODULE(_native, m) {
     }, "pool"_a, "weight"_a, "x"_a.noconvert(), "y"_a.noconvert(), "floats"_a = false, "repeats"_a = 1);
 
     nb::class_<Cache>(m, "Cache", "Keys and values of one conversation.")
-        .def("__init__", [](Cache* self, int layers, int kv_heads, int head_dim, bool halves) {
-            require(layers >= 0 && kv_heads > 0 && head_dim > 0 && head_dim <= 512, "a cache needs heads of 1 to 512 features");
-            new (self) Cache(layers, kv_heads, head_dim, halves ? CacheType::f16 : CacheType::f32);
-        }, "layers"_a, "kv_heads"_a, "head_dim"_a, "halves"_a)
+        .def("__init__", [](Cache* self, int layers, int kv_heads, int head_dim, const std::string& dtype) {
+            require(layers >= 0 && kv_heads > 0 && head_dim > 0 && head_dim <= MOST_HEAD_DIM, "a cache needs heads of 1 to 512 features");
+            const bool half = dtype == "float16", integer = dtype == "int8";
+            require(half || integer || dtype == "float32", "the dtype of a cache is float16, float32 or int8");
+            new (self) Cache(layers, kv_heads, head_dim, half ? CacheType::f16 : integer ? CacheType::i8 : CacheType::f32);
+        }, "layers"_a, "kv_heads"_a, "head_dim"_a, "dtype"_a)
         .def_prop_ro("length", &Cache::length)
         .def_prop_ro("bytes", &Cache::bytes)
         .def("rewind", [](Cache& self, int length) { require(length >= 0, "a length is not negative"); self.rewind(length); }, "length"_a);

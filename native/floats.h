@@ -256,7 +256,8 @@ inline void linear_float(const Weight& w, const float* x, size_t stride, int beg
 
 template <class T>
 inline V16 load_cached(const T* p) {
-    if constexpr (sizeof(T) == 2) return load_f16(p);
+    if constexpr (sizeof(T) == 1) return load_i8(p);
+    else if constexpr (sizeof(T) == 2) return load_f16(p);
     else return load(p);
 }
 
@@ -289,6 +290,7 @@ template <class T>
 inline void attend_typed(const PageAttention& a) {
     const T* keys = static_cast<const T*>(a.keys);
     const T* values = static_cast<const T*>(a.values);
+    constexpr bool SCALED = sizeof(T) == 1;
     for (int r0 = 0; r0 < a.rows; r0 += TILE_ROWS) {
         with_rows(std::min(TILE_ROWS, a.rows - r0), [&](auto rows) {
             constexpr int R = decltype(rows)::value;
@@ -301,11 +303,18 @@ inline void attend_typed(const PageAttention& a) {
                 for (V16& s : sums) s = splat(0);
                 accumulate<R>(a.q + size_t(r0) * a.head_dim, a.head_dim, a.head_dim,
                               [&](int d) { return load_cached(keys + d * PAGE + p); }, sums);
+                if constexpr (SCALED)
+                    for (V16& s : sums) s = s * load(a.key_scales + p);
                 for (int r = 0; r < R; r++) store(a.scores + size_t(r0 + r) * PAGE + p, sums[r]);
             }
-            for (int r = r0; r < r0 + R; r++)
+            for (int r = r0; r < r0 + R; r++) {
                 if (a.seen[r]) weigh(a, r, whole);
                 else std::memset(a.scores + size_t(r) * PAGE, 0, whole * sizeof(float));
+                if constexpr (SCALED) {
+                    float* weights = a.scores + size_t(r) * PAGE;
+                    for (int p = 0; p < whole; p += 16) store(weights + p, load(weights + p) * load(a.value_scales + p));
+                }
+            }
             for (int d = 0; d < a.head_dim; d += 16) {
                 for (int r = 0; r < R; r++) sums[r] = load(a.out + size_t(r0 + r) * a.head_dim + d);
                 accumulate<R>(a.scores + size_t(r0) * PAGE, PAGE, length,
@@ -317,8 +326,11 @@ inline void attend_typed(const PageAttention& a) {
 }
 
 inline void attend(const PageAttention& a) {
-    if (a.type == CacheType::f16) attend_typed<uint16_t>(a);
-    else attend_typed<float>(a);
+    switch (a.type) {
+        case CacheType::f16: return attend_typed<uint16_t>(a);
+        case CacheType::f32: return attend_typed<float>(a);
+        case CacheType::i8: return attend_typed<int8_t>(a);
+    }
 }
 
 }  // namespace

@@ -13,15 +13,21 @@
 namespace zeropoint {
 
 // One page of keys and values of one head: PAGE positions. Keys lie transposed, so that scores are computed for 16
-// positions at once and outputs for 16 features at once.
+// positions at once and outputs for 16 features at once. As int8 the key, and the value, of a position have one scale
+// each, largest magnitude / 127; it is the same for all features, so it is applied to the score and to the weight:
+//
+//   score[p] = scale_k[p] * sum over d of q[d] * k[d][p]         out[d] = sum over p of (weight[p] * scale_v[p]) * v[p][d]
 constexpr int PAGE = 256;
-enum class CacheType : uint8_t { f16, f32 };
+enum class CacheType : uint8_t { f16, f32, i8 };
+constexpr size_t item_bytes(CacheType type) { return type == CacheType::f32 ? 4 : type == CacheType::f16 ? 2 : 1; }
 
 // Attention of `rows` queries, which all read the same head of keys and values, over one page.
 struct PageAttention {
     const float* q;            // (rows, head_dim), already multiplied by 1 / sqrt(head_dim)
     const void* keys;          // (head_dim, PAGE)
     const void* values;        // (PAGE, head_dim)
+    const float* key_scales;   // (PAGE,) each for i8, else null
+    const float* value_scales;
     CacheType type;
     int rows, head_dim;        // head_dim: a multiple of 16
     const int* seen;           // (rows,): positions of this page that a query may see, 0..PAGE

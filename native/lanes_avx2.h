@@ -75,6 +75,10 @@ inline V16 load_u8(const uint8_t* p) {
     const __m128i x = half_bytes(p);
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(x, 8)))};
 }
+inline V16 load_i8(const int8_t* p) {
+    const __m128i x = half_bytes(p);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8)))};
+}
 inline V16 load_i32(const int32_t* p) { return {_mm256_cvtepi32_ps(bytes(p)), _mm256_cvtepi32_ps(bytes(p + 8))}; }
 inline int32_t store_i8(int8_t* p, V16 x) {
     const __m256i a = _mm256_cvtps_epi32(x.a), b = _mm256_cvtps_epi32(x.b);

@@ -58,6 +58,7 @@ inline V16 load_column(const uint8_t* quad, int c) {
     return {_mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(0xff)))};
 }
 inline V16 load_u8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter_bytes(p)))}; }
+inline V16 load_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quarter_bytes(p)))}; }
 inline V16 load_i32(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
 inline int32_t store_i8(int8_t* p, V16 x) {
     const __m512i n = _mm512_cvtps_epi32(x.v);

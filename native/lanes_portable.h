@@ -78,6 +78,7 @@ inline void store_f16(uint16_t* p, V16 a) {
 // column c of an unpacked quad
 inline V16 load_column(const uint8_t* quad, int c) { return each([&](int i) { return float(quad[4 * i + c]); }); }
 inline V16 load_u8(const uint8_t* p) { return each([&](int i) { return float(p[i]); }); }
+inline V16 load_i8(const int8_t* p) { return each([&](int i) { return float(p[i]); }); }
 inline V16 load_i32(const int32_t* p) { return each([&](int i) { return float(p[i]); }); }
 // whole values in [-128, 127]; returns their sum
 inline int32_t store_i8(int8_t* p, V16 a) {

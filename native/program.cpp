@@ -50,16 +50,65 @@ Cache::Cache(int layers, int kv_heads, int head_dim, CacheType type)
     : kv_heads_(kv_heads), head_dim_(round_up(head_dim, 16)), type_(type), pages_(layers) {}
 
 void Cache::reserve(int length) {
-    const size_t bytes = size_t(kv_heads_) * head_dim_ * PAGE * (type_ == CacheType::f16 ? 2 : 4);
+    const size_t positions = size_t(kv_heads_) * PAGE, bytes = positions * head_dim_ * item_bytes(type_);
+    const size_t scales = type_ == CacheType::i8 ? positions : 0;
     for (auto& layer : pages_)
-        while (int(layer.size()) < pages_for(length)) layer.push_back({Buffer<uint8_t>(bytes), Buffer<uint8_t>(bytes)});
+        while (int(layer.size()) < pages_for(length))
+            layer.push_back({Buffer<uint8_t>(bytes), Buffer<uint8_t>(bytes), Buffer<float>(scales), Buffer<float>(scales)});
 }
 
 size_t Cache::bytes() const {
     size_t total = 0;
     for (auto& layer : pages_)
-        for (auto& page : layer) total += page.keys.size() + page.values.size();
+        for (auto& page : layer)
+            total += page.keys.size() + page.values.size() + (page.key_scales.size() + page.value_scales.size()) * 4;
     return total;
+}
+
+PageAttention Cache::attention(const Page& page, int head) const {
+    const size_t start = size_t(head) * head_dim_ * PAGE * item_bytes(type_), scales = size_t(head) * PAGE;
+    const bool scaled = type_ == CacheType::i8;
+    PageAttention a{};
+    a.keys = page.keys.data() + start;
+    a.values = page.values.data() + start;
+    a.key_scales = scaled ? page.key_scales.data() + scales : nullptr;
+    a.value_scales = scaled ? page.value_scales.data() + scales : nullptr;
+    a.type = type_;
+    a.head_dim = head_dim_;
+    return a;
+}
+
+// key, value: (head_dim,) padded with 0. The key becomes a column, the value a row.
+void Cache::put(const Kernels& kernels, Page& page, int head, int at, const float* key, const float* value) const {
+    const size_t start = size_t(head) * head_dim_ * PAGE, row = start + size_t(at) * head_dim_;
+    const auto spread = [&](auto* column, const auto* from) {
+        for (int d = 0; d < head_dim_; d++) column[start + d * PAGE + at] = from[d];
+    };
+    switch (type_) {
+        case CacheType::f32:
+            spread(reinterpret_cast<float*>(page.keys.data()), key);
+            std::memcpy(reinterpret_cast<float*>(page.values.data()) + row, value, head_dim_ * 4);
+            break;
+        case CacheType::f16: {
+            alignas(64) uint16_t half[MOST_HEAD_DIM];
+            kernels.to_half(key, head_dim_, half);
+            spread(reinterpret_cast<uint16_t*>(page.keys.data()), half);
+            kernels.to_half(value, head_dim_, reinterpret_cast<uint16_t*>(page.values.data()) + row);
+            break;
+        }
+        case CacheType::i8: {
+            alignas(64) int8_t q[MOST_HEAD_DIM];
+            int32_t sum;
+            const auto round = [&](const float* x, int8_t* to, float* scale) {
+                kernels.quantize(x, head_dim_, head_dim_, {to, scale, &sum, head_dim_, head_dim_, 1}, 0, 1);
+            };
+            const size_t scale = size_t(head) * PAGE + at;
+            round(key, q, page.key_scales.data() + scale);
+            spread(reinterpret_cast<int8_t*>(page.keys.data()), q);
+            round(value, reinterpret_cast<int8_t*>(page.values.data()) + row, page.value_scales.data() + scale);
+            break;
+        }
+    }
 }
 
 // ---- description -------------------------------------------------------------------------------------------------
@@ -272,33 +321,21 @@ void Program::execute_attention(const Step& step, int thread, int begin, int end
     const int hd = step.head_dim, padded = round_up(hd, 16), kv_heads = step.kv_heads, group = step.heads / kv_heads;
     const int before = cache.length_, threads = pool_->size(), rows = end - begin;
     auto& pages = cache.pages_[step.layer];
-    const bool halves = cache.type_ == CacheType::f16;
-    const size_t item = halves ? 2 : 4;
 
-    // 1. Keys and values of the new tokens go into the cache: keys transposed.
+    // 1. Keys and values of the new tokens go into the cache.
     const Share mine(rows, thread, rows == 1 ? 1 : threads);
     if (rows > 1 || thread == 0)
         for (int t = begin + mine.begin; t < begin + mine.end; t++) {
             auto& page = pages[(before + t) / PAGE];
             const int at = (before + t) % PAGE;
             for (int h = 0; h < kv_heads; h++) {
-                alignas(64) float row[2][512];
-                alignas(64) uint16_t half[512];
+                alignas(64) float row[2][MOST_HEAD_DIM];
                 for (int part = 0; part < 2; part++) {
                     const Slot& from = part ? v : k;
                     std::memcpy(row[part], from.data + size_t(t) * from.stride + h * hd, hd * 4);
                     std::memset(row[part] + hd, 0, (padded - hd) * 4);
                 }
-                uint8_t* keys = page.keys.data() + size_t(h) * padded * PAGE * item;
-                uint8_t* values = page.values.data() + (size_t(h) * PAGE + at) * padded * item;
-                if (halves) {
-                    kernels_.to_half(row[0], padded, half);
-                    for (int d = 0; d < padded; d++) reinterpret_cast<uint16_t*>(keys)[d * PAGE + at] = half[d];
-                    kernels_.to_half(row[1], padded, reinterpret_cast<uint16_t*>(values));
-                } else {
-                    for (int d = 0; d < padded; d++) reinterpret_cast<float*>(keys)[d * PAGE + at] = row[0][d];
-                    std::memcpy(values, row[1], padded * 4);
-                }
+                cache.put(kernels_, page, h, at, row[0], row[1]);
             }
         }
     pool_->barrier();
@@ -326,9 +363,10 @@ void Program::execute_attention(const Step& step, int thread, int begin, int end
         std::memset(s.out, 0, size_t(n) * padded * 4);
         for (int p = first / PAGE; p * PAGE < last; p++) {
             for (int r = 0; r < n; r++) s.seen[r] = std::clamp(before + t0 + r / group + 1 - p * PAGE, 0, PAGE);
-            kernels_.attend({s.q, pages[p].keys.data() + size_t(head) * padded * PAGE * item,
-                             pages[p].values.data() + size_t(head) * padded * PAGE * item, cache.type_, n, padded, s.seen,
-                             s.scores, s.most, s.total, s.out});
+            PageAttention page = cache.attention(pages[p], head);
+            page.q = s.q, page.rows = n, page.seen = s.seen, page.scores = s.scores;
+            page.most = s.most, page.total = s.total, page.out = s.out;
+            kernels_.attend(page);
         }
         if (few) {
             float* to = partial_.data() + (size_t(head) * pieces + part) * record;

@@ -20,6 +20,7 @@
 namespace zeropoint {
 
 constexpr int NONE = -1;
+constexpr int MOST_HEAD_DIM = 512;
 
 struct Part {                  // one of the linears of a step, which all read the same input
     std::shared_ptr<const StoredWeight> weight;
@@ -55,7 +56,10 @@ class Cache {
     friend class Program;
     struct Page {
         Buffer<uint8_t> keys, values;               // (kv_heads, head_dim, PAGE), (kv_heads, PAGE, head_dim)
+        Buffer<float> key_scales, value_scales;     // (kv_heads, PAGE) each for i8, else empty
     };
+    void put(const Kernels& kernels, Page& page, int head, int at, const float* key, const float* value) const;
+    PageAttention attention(const Page& page, int head) const;   // without what belongs to the queries
     int kv_heads_, head_dim_, length_ = 0;          // head_dim_: padded to 16
     CacheType type_;
     std::vector<std::vector<Page>> pages_;          // (layers, pages)

@@ -133,6 +133,9 @@ EMULATED int _mm512_reduce_add_epi32(__m512i a) {
 EMULATED __m512i _mm512_cvtepu8_epi32(__m128i a) {
     return lanes<int32_t>([&](int i) { return get<uint8_t>(a, i); });
 }
+EMULATED __m512i _mm512_cvtepi8_epi32(__m128i a) {
+    return lanes<int32_t>([&](int i) { return get<int8_t>(a, i); });
+}
 EMULATED __m512i _mm512_cvtepu16_epi32(__m256i a) {
     return lanes<int32_t>([&](int i) { return get<uint16_t>(a, i); });
 }

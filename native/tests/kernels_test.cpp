@@ -356,27 +356,88 @@ void check_floats(const Table& table) {
         }
     }
 
-    for (CacheType type : {CacheType::f16, CacheType::f32}) {
-        const int head_dim = 48, queries = 14;
-        Array<float> query(queries * head_dim), keys(head_dim * PAGE), values(head_dim * PAGE);
-        Array<uint16_t> keys16(keys.count), values16(values.count);
-        for (size_t i = 0; i < query.count; ++i) query[i] = random_float(-1, 1);
-        for (size_t i = 0; i < keys.count; ++i) keys[i] = random_float(-1, 1), values[i] = random_float(-1, 1);
-        portable.to_half(keys.get(), keys.count, keys16.get());
-        portable.to_half(values.get(), values.count, values16.get());
-        std::vector<int> seen(queries);
-        for (int& s : seen) s = random_int(0, PAGE);
-        Array<float> out[2] = {Array<float>(query.count), Array<float>(query.count)};
-        for (int i = 0; i < 2; ++i) {
-            Array<float> scores(queries * PAGE), most(queries), total(queries);
-            for (int r = 0; r < queries; ++r) most[r] = -INFINITY;
-            const bool half = type == CacheType::f16;
-            const PageAttention page = {query.get(), half ? static_cast<void*>(keys16.get()) : keys.get(),
-                                        half ? static_cast<void*>(values16.get()) : values.get(), type, queries, head_dim,
-                                        seen.data(), scores.get(), most.get(), total.get(), out[i].get()};
-            for (int turn = 0; turn < 2; ++turn) (i ? portable : kernels).attend(page);
+}
+
+// Keys and values of one head in a page, and what they stand for.
+struct CachedPage {
+    CachedPage(CacheType type, int head_dim)
+        : type(type), head_dim(head_dim), keys(size_t(head_dim) * PAGE * item_bytes(type)), values(keys.count),
+          key_scales(PAGE), value_scales(PAGE), key(size_t(head_dim) * PAGE), value(key.count) {
+        for (int p = 0; p < PAGE; ++p) {
+            key_scales[p] = random_float(0.001f, 0.02f);
+            value_scales[p] = random_float(0.001f, 0.02f);
+            for (int d = 0; d < head_dim; ++d) {
+                key[size_t(d) * PAGE + p] = put(keys.get(), size_t(d) * PAGE + p, key_scales[p]);
+                value[size_t(p) * head_dim + d] = put(values.get(), size_t(p) * head_dim + d, value_scales[p]);
+            }
         }
-        expect_same(out[0], out[1], table.name + " attend");
+    }
+
+    // Put a random number there and return it as it is stored.
+    double put(uint8_t* to, size_t i, float scale) {
+        const float x = random_float(-1, 1);
+        if (type == CacheType::f32) return reinterpret_cast<float*>(to)[i] = x;
+        if (type == CacheType::i8) return double(scale) * (reinterpret_cast<int8_t*>(to)[i] = static_cast<int8_t>(random_int(-127, 127)));
+        const int sixteenths = random_int(0, 16);               // a half, 1 + n / 16, made by hand
+        reinterpret_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(0x3c00 + 64 * sixteenths);
+        return 1 + sixteenths / 16.0;
+    }
+
+    CacheType type;
+    int head_dim;
+    Array<uint8_t> keys, values;
+    Array<float> key_scales, value_scales;
+    Array<double> key, value;                                   // (head_dim, PAGE), (PAGE, head_dim)
+};
+
+// Two pages, as a softmax over both in double has it; and every table to the same bits.
+void check_attention(const std::vector<Table>& tables, CacheType type, int head_dim, int queries) {
+    CachedPage pages[2] = {CachedPage(type, head_dim), CachedPage(type, head_dim)};
+    const std::string what = " attend, " + std::to_string(8 * item_bytes(type)) + " bits, " + std::to_string(head_dim) +
+                             " features, " + std::to_string(queries) + " queries";
+    Array<float> query(size_t(queries) * head_dim);
+    for (size_t i = 0; i < query.count; ++i) query[i] = random_float(-1, 1);
+    std::vector<int> seen[2] = {std::vector<int>(queries), std::vector<int>(queries)};
+    for (int r = 0; r < queries; ++r) seen[0][r] = random_int(1, PAGE), seen[1][r] = r % 3 ? random_int(0, PAGE) : 0;
+
+    Array<double> expected(query.count);
+    for (int r = 0; r < queries; ++r) {
+        std::vector<double> score;
+        for (int i = 0; i < 2; ++i)
+            for (int p = 0; p < seen[i][r]; ++p) {
+                double s = 0;
+                for (int d = 0; d < head_dim; ++d) s += double(query[size_t(r) * head_dim + d]) * pages[i].key[size_t(d) * PAGE + p];
+                score.push_back(s);
+            }
+        const double most = *std::max_element(score.begin(), score.end());
+        double total = 0;
+        for (double& s : score) total += s = std::exp(s - most);
+        size_t at = 0;
+        for (int i = 0; i < 2; ++i)
+            for (int p = 0; p < seen[i][r]; ++p, ++at)
+                for (int d = 0; d < head_dim; ++d)
+                    expected[size_t(r) * head_dim + d] += score[at] / total * pages[i].value[size_t(p) * head_dim + d];
+    }
+
+    Array<float> first(query.count);
+    for (const Table& table : tables) {
+        Array<float> out(query.count), scores(size_t(queries) * PAGE), most(queries), total(queries);
+        for (int r = 0; r < queries; ++r) most[r] = -INFINITY;
+        for (int i = 0; i < 2; ++i) {
+            const bool scaled = type == CacheType::i8;
+            table.kernels->attend({query.get(), pages[i].keys.get(), pages[i].values.get(),
+                                   scaled ? pages[i].key_scales.get() : nullptr, scaled ? pages[i].value_scales.get() : nullptr,
+                                   type, queries, head_dim, seen[i].data(), scores.get(), most.get(), total.get(), out.get()});
+        }
+        size_t wrong = 0;
+        for (size_t i = 0; i < out.count; ++i) {
+            const double found = double(out[i]) / total[i / head_dim], most_value = type == CacheType::i8 ? 127 * 0.02 : 2;
+            // scores of some tens, each summed to 1e-6 of that, are the exponents; the weights then sum to 1
+            wrong += !(std::fabs(found - expected[i]) <= 2e-5 * most_value);
+        }
+        expect(wrong == 0, table.name + what + ": " + std::to_string(wrong) + " wrong");
+        if (&table == &tables.front()) std::memcpy(first.get(), out.get(), 4 * out.count);
+        else expect_same(out, first, table.name + what);
     }
 }
 
@@ -504,6 +565,9 @@ int main() {
         check_bf16(tables, 1 + (x_rows * 7) % 60, random_int(1, 400), x_rows, x_rows % 2, x_rows % 3 == 0);
 
     for (const Table& table : tables) check_floats(table);
+    for (const CacheType type : {CacheType::f16, CacheType::f32, CacheType::i8})
+        for (int head_dim : {16, 48, 64, 128})
+            for (int queries : {1, 3, 14, 32}) check_attention(tables, type, head_dim, queries);
 
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures != 0;

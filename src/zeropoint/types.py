@@ -170,6 +170,13 @@ class PackedWeight:
     input: InputParams | None = None
 
 
+KVCache: TypeAlias = Literal["float16", "int8"]
+"""What a recipe can ask of keys and values at run time: int8 has one scale for each head and token."""
+
+Embeddings: TypeAlias = Literal["stored", "int8"]
+"""What a recipe can ask of embedding and head at run time: as they are stored, or int8 with a scale for each row."""
+
+
 # Statistics: what an observer says about the activations that it has seen. `count` is always a number of tokens.
 
 

@@ -72,7 +72,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.nn.Modul
 
 EXACT = [
     pytest.param({"runtime": "torch"}, id="torch"),
-    pytest.param({"runtime": "native", "activations": "float", "cache": "float32"}, id="native"),
+    pytest.param({"runtime": "native", "activations": "float", "kv_cache": "float32"}, id="native"),
 ]
 """Both runtimes, without what the native one rounds."""
 

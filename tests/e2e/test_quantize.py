@@ -51,7 +51,7 @@ def test_the_output_opens_in_transformers_with_our_logits(made: tuple[Path, dict
     tokens = torch.arange(5, 60)
     with torch.no_grad():
         expected = theirs(tokens[None]).logits[0]
-    ours = torch.from_numpy(api.load(made[0], activations="float", cache="float32").logits(tokens.tolist()))
+    ours = torch.from_numpy(api.load(made[0], activations="float", kv_cache="float32").logits(tokens.tolist()))
     assert torch.allclose(ours, expected, atol=1e-3, rtol=0)
 
 

@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_of_the_gguf_file_equal_those_of_transformers(model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    ours = zeropoint.load(model, activations="float", cache="float32")
+    ours = zeropoint.load(model, activations="float", kv_cache="float32")
     tokens = torch.tensor(ours.tokenizer.encode(TEXT))
     theirs = AutoModelForCausalLM.from_pretrained(model.parent, gguf_file=model.name, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_the_quantized_model_opens_in_transformers_with_our_logits(model: Path, 
 
     settings = ["rounding=rtn", "range=minmax"]
     zeropoint.quantize(model, tmp_path / "out", recipe=load_recipe(recipe, settings))
-    ours = zeropoint.load(tmp_path / "out", activations="float", cache="float32")
+    ours = zeropoint.load(tmp_path / "out", activations="float", kv_cache="float32")
     tokens = torch.tensor(ours.tokenizer.encode(TEXT))
     assert AutoTokenizer.from_pretrained(tmp_path / "out").encode(TEXT) == tokens.tolist()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
@@ -70,7 +70,7 @@ def rounded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("which", ["model", "rounded"])
 def test_greedy_text_is_that_of_torch(which: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(which)
-    ours = zeropoint.load(path, activations="float", cache="float32")
+    ours = zeropoint.load(path, activations="float", kv_cache="float32")
     theirs = zeropoint.load(path, runtime="torch")
     for prompt in ("The capital of France is", "def fibonacci(n):", "Once upon a time"):
         assert ours.generate(prompt, max_tokens=60) == theirs.generate(prompt, max_tokens=60)

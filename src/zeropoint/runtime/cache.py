@@ -1,7 +1,12 @@
-"""Keys and values of the tokens seen so far, one cache per block, grown by doubling."""
+"""Keys and values of the tokens seen so far, one cache per block; and what a smaller dtype makes of them.
+
+In int8 each head of each token has one scale (native/program.h): S = max |x| / 127, q = round(x * 127 / max |x|), half
+to even, and what is read back is S q.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -33,3 +38,16 @@ class TorchLayerCache:
         if held is not None:
             grown[..., : self.length, :] = held[..., : self.length, :]
         return grown
+
+
+def in_halves(x: Tensor) -> Tensor:
+    """Return what x is in float16, clamped to its range: float32."""
+    most = torch.finfo(torch.float16).max
+    return x.clamp(-most, most).half().float()
+
+
+def in_int8(x: Tensor) -> Tensor:
+    """Return S q for float32 (..., head_dim), a scale S for each row; a row of zeros stays as it is."""
+    largest = x.abs().amax(-1, keepdim=True)
+    inverse = torch.where(largest > 1e-36, 127 / largest, 0)  # 127 / largest would overflow
+    return torch.round(x * inverse) * (largest / 127)

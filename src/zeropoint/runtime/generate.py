@@ -14,10 +14,12 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.models.parts import Config
+from zeropoint.runtime.choices import CacheDtype, require_possible
 from zeropoint.runtime.decode import Pieces, tokens_after
 from zeropoint.runtime.runner import Runner, Session
 from zeropoint.runtime.sampler import Sampler
 from zeropoint.runtime.weights import Weights
+from zeropoint.types import Embeddings
 
 
 def load(
@@ -26,21 +28,19 @@ def load(
     runtime: Literal["native", "torch"] = "native",
     threads: int | None = None,
     activations: Literal["int8", "float"] = "int8",
-    embeddings: Literal["stored", "int8"] = "stored",
-    cache: Literal["float16", "float32"] = "float16",
+    embeddings: Embeddings | None = None,
+    kv_cache: CacheDtype | None = None,
 ) -> LanguageModel:
     """Load a checkpoint, float or quantized: a folder or a .gguf file.
 
     runtime: "native" computes with the integers and imports no torch; "torch" with the float32 they stand for.
-    threads: to compute with; None is all cores. The rest is of the native runtime: activations, whether the inputs of
-    the quantized linears are rounded to 8 bits too; embeddings, whether the embedding is kept as it is stored; cache,
-    the dtype of keys and values.
+    threads: to compute with; None is all cores. kv_cache: the dtype of keys and values, "float16", "float32" or "int8";
+    None is what the checkpoint's recipe says, or else float16, and float32 in torch. The rest is of the native runtime:
+    activations, whether the inputs of the quantized linears are rounded to 8 bits too; embeddings, whether embedding
+    and head are kept as they are stored, None being what the recipe says.
     Raises: CheckpointError or ArchitectureError if it is none that can be read; InputError for another runtime.
     """
-    if runtime not in ("native", "torch"):
-        raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")
-    if runtime == "torch" and (activations, embeddings) != ("int8", "stored"):
-        raise InputError("activations and embeddings are choices of the native runtime; leave them out for torch")
+    require_possible(runtime, activations=activations, embeddings=embeddings)
     weights = Weights(open_checkpoint(path))
     # before the weights: while it is read it takes several times what it takes then
     tokenizer = load_tokenizer(weights.checkpoint) if has_tokenizer(weights.checkpoint) else None
@@ -48,11 +48,11 @@ def load(
     if runtime == "native":
         from zeropoint.runtime.native_runner import NativeRunner
 
-        runner = NativeRunner(weights, threads=threads, activations=activations, embeddings=embeddings, cache=cache)
+        runner = NativeRunner(weights, threads=threads, activations=activations, embeddings=embeddings, cache=kv_cache)
     else:
         from zeropoint.runtime.torch_runner import TorchRunner
 
-        runner = TorchRunner(weights, threads=threads)
+        runner = TorchRunner(weights, threads=threads, cache=kv_cache)
     return LanguageModel(weights, runner, tokenizer)
 
 

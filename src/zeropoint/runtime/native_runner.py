@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
 from zeropoint.runtime import _native
+from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import PackedWeight
+from zeropoint.types import Embeddings, PackedWeight
 
 SLAB_BYTES = 8 << 20
 """Of a float weight, read and put into panels at once."""
 
 Activations = Literal["int8", "float"]
-Embeddings = Literal["stored", "int8"]
-CacheDtype = Literal["float16", "float32"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +34,10 @@ class NativeRunner:
     """Runs a checkpoint with the kernels of this machine; see `zeropoint.runtime.runner.Runner`.
 
     activations: "int8" rounds what linears with integer weights read, in blocks of columns; "float" does not.
-    embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values.
-    Raises: InputError if ZEROPOINT_ISA names an instruction set that this machine does not have, or threads is below 1.
+    embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values;
+    int8 has a scale for each head and token. None is what the checkpoint asks for, see `zeropoint.runtime.choices`.
+    Raises: CheckpointError if it asks for what there is not; InputError for such an argument, for threads below 1, or if
+        ZEROPOINT_ISA names an instruction set that this machine does not have.
     """
 
     def __init__(
@@ -45,8 +46,8 @@ class NativeRunner:
         *,
         threads: int | None = None,
         activations: Activations = "int8",
-        embeddings: Embeddings = "stored",
-        cache: CacheDtype = "float16",
+        embeddings: Embeddings | None = None,
+        cache: CacheDtype | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; it must be 1 or more")
@@ -56,12 +57,16 @@ class NativeRunner:
         except ValueError as error:
             raise InputError(str(error)) from error
         self._config = weights.model.config
-        self._halves = cache == "float16"
-        self.cache_token_bytes = _cache_token_bytes(self._config, cache)
-        """Memory of the keys and values of one token."""
+        asked = Choices.of(weights.checkpoint.config)
+        self.embeddings = embeddings or asked.embeddings
+        """What embedding and head are held as: "stored" or "int8"."""
+        self.kv_cache = cache or asked.kv_cache
+        """The dtype of keys and values."""
+        self.cache_token_bytes = _cache_token_bytes(self._config, self.kv_cache)
+        """Memory of the keys and values of one token, with their scales."""
         self._pool = _native.Pool(threads or _native.usable_cores())
         loader = _Loader(weights, self._pool)
-        self._operations, self._head = _record(weights, loader, embeddings)
+        self._operations, self._head = _record(weights, loader, self.embeddings)
         self._program = self._compile(activations)
         self.weight_bytes = loader.bytes
         """Memory that the weights take."""
@@ -88,7 +93,7 @@ class NativeRunner:
     def session(self) -> NativeSession:
         """Return a session with an empty cache."""
         config = self._config
-        cache = _native.Cache(config.layers, config.kv_heads, config.head_dim, self._halves)
+        cache = _native.Cache(config.layers, config.kv_heads, config.head_dim, self.kv_cache)
         return NativeSession(self._program, cache, config.vocab_size)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -283,8 +288,11 @@ class _Loader:
 
 
 def _cache_token_bytes(config: Config, cache: CacheDtype) -> int:
+    if cache not in ("float16", "float32", "int8"):
+        raise InputError(f"the cache of keys and values is {cache!r}; it must be 'float16', 'float32' or 'int8'")
     head_dim = -(-config.head_dim // 16) * 16  # native/program.h pads it
-    return 2 * config.layers * config.kv_heads * head_dim * np.dtype(cache).itemsize
+    scale_bytes = 4 if cache == "int8" else 0
+    return 2 * config.layers * config.kv_heads * (head_dim * np.dtype(cache).itemsize + scale_bytes)
 
 
 def _as_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:

@@ -6,15 +6,18 @@ weight and never an argument that a caller still needs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zeropoint.errors import InputError
 from zeropoint.models.rope import Rope
 from zeropoint.qparams.affine import dequantize
-from zeropoint.runtime.cache import TorchLayerCache
+from zeropoint.runtime.cache import TorchLayerCache, in_halves, in_int8
+from zeropoint.runtime.choices import CacheDtype
 from zeropoint.types import QTensor
 
 _ACTIVATIONS = {
@@ -25,14 +28,21 @@ _ACTIVATIONS = {
 }
 
 
+_CACHED: dict[str, Callable[[Tensor], Tensor]] = {"float16": in_halves, "float32": lambda x: x, "int8": in_int8}
+
+
 class TorchOps:
     """Ops on torch tensors.
 
     dtype: of the linears and the attention. Norms, rope, softmax and the residual stream stay float32.
+    kv_cache: what keys and values are rounded to, as if each had been in a cache of the native runtime.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32, *, kv_cache: CacheDtype = "float32") -> None:
+        if kv_cache not in _CACHED:
+            raise InputError(f"the cache of keys and values is {kv_cache!r}; it must be one of {', '.join(_CACHED)}")
         self.dtype = dtype
+        self._cached = _CACHED[kv_cache]
 
     def prepare(self, weight: Tensor | QTensor) -> Tensor:
         """Return the weight transposed, (cols, rows), contiguous, in `self.dtype`.
@@ -63,6 +73,7 @@ class TorchOps:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, past: TorchLayerCache | None) -> Tensor:
         seen = 0
+        k, v = self._cached(k), self._cached(v)
         if past is not None:
             seen = past.length
             k, v = past.append(k, v)

@@ -11,23 +11,30 @@ from torch import Tensor
 
 from zeropoint.errors import InternalError
 from zeropoint.runtime.cache import TorchLayerCache
+from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
+
+
+def exact_unless_asked(weights: Weights) -> CacheDtype:
+    """Return "int8" where the checkpoint asks for such keys and values; torch computes with float32 otherwise."""
+    return "int8" if Choices.of(weights.checkpoint.config).kv_cache == "int8" else "float32"
 
 
 class TorchRunner:
     """A float or quantized checkpoint, held as float32 and run by the torch ops; see `zeropoint.runtime.runner`.
 
-    threads: of the whole process, as torch counts them; None leaves them as they are.
+    threads: of the whole process, as torch counts them; None leaves them as they are. cache: dtype that keys and values
+    are rounded to, held as float32 all the same; None is int8 where the checkpoint asks for it, else float32.
     """
 
     isa: str | None = None
 
-    def __init__(self, weights: Weights, *, threads: int | None = None) -> None:
+    def __init__(self, weights: Weights, *, threads: int | None = None, cache: CacheDtype | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self._model = weights.model
-        self._ops = TorchOps()
+        self._ops = TorchOps(kv_cache=cache or exact_unless_asked(weights))
         self._blocks = [weights.block(index, self._ops) for index in range(self._model.config.layers)]
         self._embedding = weights.embedding()
         self._head = weights.head(self._ops)

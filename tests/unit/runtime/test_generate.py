@@ -17,7 +17,7 @@ from zeropoint.runtime.ops_torch import TorchOps
 
 @pytest.fixture(scope="module", params=["native", "torch"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    return load(make_llama(tmp_path_factory.mktemp("generate") / "model"), runtime=request.param, cache="float32")
+    return load(make_llama(tmp_path_factory.mktemp("generate") / "model"), runtime=request.param, kv_cache="float32")
 
 
 def greedy(model: LanguageModel, prompt: str, count: int) -> list[int]:

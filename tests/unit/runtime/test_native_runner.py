@@ -77,6 +77,55 @@ def test_a_cache_of_halves_is_half_as_large_and_near(model: Path) -> None:
     assert 0 < np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()  # 11 bits
 
 
+@pytest.mark.parametrize("cache", ["float16", "int8"])
+def test_a_rounded_cache_gives_the_logits_of_torch_with_the_same_rounding(model: Path, cache: Any) -> None:
+    found = runner(model, activations="float", cache=cache).logits(LONG[:300])
+    expected, exact = (load(model, runtime="torch", kv_cache=dtype).logits(LONG[:300]) for dtype in (cache, "float32"))
+    scale = np.abs(exact).max()
+    assert np.abs(expected - exact).max() > 1e-4 * scale
+    difference = np.abs(found - expected).max(-1) / scale
+    # float32 sums in another order; a key or value that they push over the edge of its step moves some logits further
+    assert np.median(difference) < 2e-6
+    assert difference.max() < 5e-4
+
+
+def test_an_int8_cache_is_a_quarter_and_a_scale_and_near(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model", head_dim=24)  # padded to 32
+    full, small = (runner(model, cache=cache, activations="float") for cache in ("float32", "int8"))
+    sessions = [full.session(), small.session()]
+    expected, found = (session.logits(LONG[:300], wanted=300) for session in sessions)
+    assert 0 < np.abs(found - expected).max() < 3e-2 * np.abs(expected).max()  # 8 bits
+    positions, heads = 2 * 256, 2 * 2  # two pages; layers and heads
+    assert sessions[1].cache_bytes == 2 * heads * positions * (32 + 4) == positions * small.cache_token_bytes
+    assert sessions[0].cache_bytes == 2 * heads * positions * 32 * 4 == positions * full.cache_token_bytes
+
+
+@pytest.mark.parametrize("runtime", ["native", "torch"])
+def test_an_int8_cache_token_by_token_and_rewound_is_its_text_at_once(model: Path, runtime: Any) -> None:
+    loaded = load(model, runtime=runtime, activations="int8", kv_cache="int8")
+    whole = loaded.logits(LONG[:300])
+    session = loaded.session()
+    for token in LONG[500:520]:  # what is forgotten again
+        session.next_logits([token])
+    session.next_logits(LONG[:250])
+    session.rewind(0)
+    at = 0
+    for size in (5, 1, 1, 30, 215, 1, 8, 9, 1):
+        found = session.next_logits(LONG[at : at + size])
+        at += size
+        assert np.allclose(found, whole[at - 1], rtol=0, atol=5e-4 * np.abs(whole).max())
+        session.next_logits(LONG[600:604])
+        session.rewind(at)
+
+
+def test_greedy_text_from_an_int8_cache_is_that_of_torch(model: Path) -> None:
+    texts = [
+        load(model, runtime="torch", kv_cache="int8").generate("hello", max_tokens=40),
+        load(model, activations="float", kv_cache="int8").generate("hello", max_tokens=40),
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_activations_can_be_switched_over_the_same_weights(small: Path, model: Path) -> None:
     rounds = runner(small)
     exact = rounds.with_activations("float")
@@ -122,7 +171,9 @@ def test_a_session_is_of_one_length_at_a_time(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threads": 0}, {"activations": "int4"}, {"embeddings": "int4"}], ids=lambda wrong: next(iter(wrong))
+    "wrong",
+    [{"threads": 0}, {"activations": "int4"}, {"embeddings": "int4"}, {"cache": "int4"}],
+    ids=lambda wrong: next(iter(wrong)),
 )
 def test_options_that_are_none_are_refused(model: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong))):
