@@ -41,6 +41,7 @@ from zeropoint.qparams.affine import dequantize
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
 from zeropoint.rounding.ladder import Rounded, round_weight
+from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme, Stats
@@ -99,7 +100,7 @@ def quantize(
         for name in (*weights.model.outer_tensors(), *weights.skipped()):
             writer.add({name: _as_written(weights, name)})
         weights.checkpoint.copy_side_files(writer.folder)
-        writer.finish(_config(weights, file_format, plans))
+        writer.finish(_config(weights, recipe, file_format, plans))
         written = Weights(open_checkpoint(writer.folder))
         result = QuantizeResult(
             zeropoint=zeropoint.__version__,
@@ -261,9 +262,11 @@ def _as_written(weights: Weights, name: str) -> Tensor:
     return written
 
 
-def _config(weights: Weights, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
+def _config(weights: Weights, recipe: Recipe, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
     """Return the config.json of the output."""
     config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans))}
+    config.pop(CONFIG_KEY, None)  # the recipe decides, not what the source was to be run with
+    config |= Choices(kv_cache=recipe.kv_cache, embeddings=recipe.embeddings).to_config()
     if any(info.dtype.startswith(BLOCK_TYPES) for info in weights.checkpoint.tensors.values()):
         config["dtype"] = "bfloat16"
     return config

@@ -1,6 +1,8 @@
 """A recipe says how a model is quantized: the scheme of its weights, how ranges and codes are found, on which tokens.
 
     rounding = "gptq"                    # or a table: [rounding] method = "gptq", damping = 0.01
+    kv_cache = "int8"                    # keys and values at run time; or "float16", the default
+    embeddings = "int8"                  # embedding and head at run time; or "stored", the default: on disk they stay
 
     [weights]                            # every linear of the decoder blocks; embeddings and lm_head stay float
     bits = 4
@@ -29,13 +31,14 @@ import msgspec
 from zeropoint import find, toml
 from zeropoint.errors import RecipeError
 from zeropoint.toml import Place
-from zeropoint.types import Scheme
+from zeropoint.types import Embeddings, KVCache, Scheme
 
 ChoiceKind: TypeAlias = Literal["qparams.ranges", "rounding"]
 """The folders that a recipe chooses methods from."""
 
 _FOLDERS: dict[str, ChoiceKind] = {"range": "qparams.ranges", "rounding": "rounding"}
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
+_PLAIN: dict[str, Any] = {"kv_cache": KVCache, "embeddings": Embeddings}
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -105,8 +108,9 @@ _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that decides how a model is quantized; the module's docstring shows the keys.
 
-    format: the file in formats/ that writes the result. The values are checked and brought to one form however a recipe
-    is made, so that two recipes that mean the same are equal.
+    format: the file in formats/ that writes the result. kv_cache, embeddings: what the runtime rounds besides the
+    weights unless it is asked otherwise; the output's config.json says so, and no tensor changes. The values are
+    checked and brought to one form however a recipe is made, so that two recipes that mean the same are equal.
     Raises: RecipeError naming the key, what was got and what is allowed.
     """
 
@@ -118,6 +122,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     rounding: Choice = _DEFAULT.rounding
     rules: tuple[Rule, ...] = ()
     calibration: Calibration = Calibration()
+    kv_cache: KVCache = "float16"
+    embeddings: Embeddings = "stored"
 
     def __post_init__(self) -> None:
         for key, value in _read_recipe(self.to_dict(), Place("recipe")).items():
@@ -303,7 +309,7 @@ def _read_field(key: str, value: object, place: Place) -> object:
         case "format":
             return _read_name("formats", value, place)
         case _:
-            return toml.read_value(str, value, place)
+            return toml.read_value(_PLAIN.get(key, str), value, place)
 
 
 def _read_rule(table: object, place: Place) -> Rule:

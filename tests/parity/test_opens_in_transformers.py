@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import zeropoint
 from tiny import make_llama
 from zeropoint.formats import compressed_tensors as ours
 from zeropoint.qparams.affine import dequantize, quantize
@@ -176,3 +177,15 @@ def test_a_shorter_last_group_cannot_be_multiplied(
     folder, _ = write(base, tmp_path / "out", lambda name: replace(INT4, group_size=group_size))
     with pytest.raises(ValueError, match="column shape must be divisble"):
         logits(folder)
+
+
+def test_what_the_runtime_is_to_round_is_passed_over(base: Path, tmp_path: Path) -> None:
+    recipe = zeropoint.Recipe(weights=INT4, rounding="rtn", range="minmax", kv_cache="int8", embeddings="int8")  # type: ignore[arg-type]
+    zeropoint.quantize(base, tmp_path / "out", recipe=recipe)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(TOKENS[:1]).logits[0]
+    ours = torch.from_numpy(
+        zeropoint.load(tmp_path / "out", runtime="torch", kv_cache="float32").logits(TOKENS[0].tolist())
+    )
+    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)

@@ -157,6 +157,9 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str, tmp_path_factory: pyt
         ({"range": "minimax"}, ["range is 'minimax'", "did you mean 'minmax'?"]),
         ({"rules": [{"layers": "*", "range": "minimax"}]}, ["rules.0.range is 'minimax'", "did you mean 'minmax'?"]),
         ({"format": "gguff"}, ["format is 'gguff'", "'compressed_tensors'"]),
+        ({"kv_cache": "int4"}, ["r.toml: kv_cache is 'int4'", "'float16', 'int8'"]),
+        ({"kv_cache": 8}, ["r.toml: kv_cache is 8", "'float16', 'int8'"]),
+        ({"embeddings": "float"}, ["r.toml: embeddings is 'float'", "'int8', 'stored'"]),
         ({"name": 3}, ["name is 3", "text in quotes"]),
         ({"rules": {"layers": "*"}}, ["rules is {'layers': '*'}", "a list"]),
         ({"rules": [{"keep_float": True}]}, ["rules.0 names no layers"]),
@@ -483,7 +486,8 @@ def test_a_recipe_comes_back_from_its_record(document: dict[str, Any]) -> None:
 
 def test_the_record_spells_out_every_value() -> None:
     assert Recipe(name="x", rules=(Rule(layers=("*.q_proj",), weights={"bits": 8}),)).to_toml() == (
-        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\n\n'
+        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\n'
+        'kv_cache = "float16"\nembeddings = "stored"\n\n'
         '[weights]\nbits = 4\nsymmetric = true\ngranularity = "group"\ngroup_size = 64\nnarrow = false\n'
         'scale_dtype = "bfloat16"\n\n'
         '[range]\nmethod = "mse"\n\n[rounding]\nmethod = "gptq"\n\n'

@@ -49,8 +49,9 @@ def command(
     prompt_tokens: int,
     tokens: int,
     runs: int,
-    embeddings: Literal["stored", "int8"],
+    embeddings: Literal["stored", "int8"] | None,
     activations: Literal["int8", "float"],
+    kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -71,6 +72,7 @@ def command(
             threads=threads,
             embeddings=embeddings,
             activations=activations,
+            kv_cache=kv_cache,
             progress=progress,
         )
     if as_json:

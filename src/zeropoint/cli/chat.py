@@ -34,8 +34,9 @@ def command(
     top_p: float,
     seed: int,
     runtime: Literal["native", "torch"],
-    embeddings: Literal["stored", "int8"],
+    embeddings: Literal["stored", "int8"] | None,
     activations: Literal["int8", "float"],
+    kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
 ) -> None:
     """Talk with OUT, a folder or a .gguf file that has a chat template.
@@ -48,7 +49,9 @@ def command(
     from zeropoint.runtime.sampler import Sampler
 
     Sampler(temperature=temperature, top_p=top_p, seed=seed)  # refuses what is out of range before a model is loaded
-    loaded = load(model, runtime=runtime, threads=threads, embeddings=embeddings, activations=activations)
+    loaded = load(
+        model, runtime=runtime, threads=threads, embeddings=embeddings, activations=activations, kv_cache=kv_cache
+    )
     conversation = Conversation(loaded, system=system)
     for line in _lines():
         if line == "/reset":

@@ -8,7 +8,15 @@ from typing import Literal
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import Share, example, json_option, limit_torch, threads_option
+from zeropoint.cli.options import (
+    Share,
+    example,
+    json_option,
+    limit_torch,
+    native_options,
+    runtime_option,
+    threads_option,
+)
 
 
 @click.command(
@@ -49,20 +57,8 @@ from zeropoint.cli.options import Share, example, json_option, limit_torch, thre
     multiple=True,
     help="End with exit code 1 on this verdict; can be given again.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(["native", "torch"]),
-    default="native",
-    show_default=True,
-    help="native judges what runs when OUT is used; torch the float32 that its integers stand for, block by block.",
-)
-@click.option(
-    "--activations",
-    type=click.Choice(["int8", "float"]),
-    default="int8",
-    show_default=True,
-    help="What OUT's linears read in the native runtime.",
-)
+@runtime_option
+@native_options
 @threads_option
 @json_option
 def command(
@@ -75,7 +71,9 @@ def command(
     max_windows: int | None,
     fail_on: tuple[str, ...],
     runtime: Literal["native", "torch"],
+    embeddings: Literal["stored", "int8"] | None,
     activations: Literal["int8", "float"],
+    kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,
 ) -> int:
@@ -83,7 +81,8 @@ def command(
 
     EQUIVALENT: the 95 % interval of the perplexity ratio ends at or below 1 + margin. DEGRADED: it begins above.
     INCONCLUSIVE: it holds 1 + margin, and the verdict says how much more text would decide. The numbers are written to
-    OUT/results.json.
+    OUT/results.json. --runtime native judges what runs when OUT is used; torch the float32 that its integers stand for,
+    block by block. --embeddings, --activations and --kv are of OUT alone.
     """
     limit_torch(threads)
     from zeropoint.evaluation.run import evaluate
@@ -101,7 +100,9 @@ def command(
             length=length,
             max_windows=max_windows,
             runtime=runtime,
+            embeddings=embeddings,
             activations=activations,
+            kv_cache=kv_cache,
             threads=threads,
             progress=progress,
         )

@@ -46,8 +46,9 @@ def command(
     seed: int,
     chat: bool,
     runtime: Literal["native", "torch"],
-    embeddings: Literal["stored", "int8"],
+    embeddings: Literal["stored", "int8"] | None,
     activations: Literal["int8", "float"],
+    kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -57,7 +58,9 @@ def command(
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    loaded = load(model, runtime=runtime, threads=threads, embeddings=embeddings, activations=activations)
+    loaded = load(
+        model, runtime=runtime, threads=threads, embeddings=embeddings, activations=activations, kv_cache=kv_cache
+    )
     load_s = time.perf_counter() - started_s
     rendered = loaded.tokenizer.chat([{"role": "user", "content": prompt}]) if chat else prompt
     stream = loaded.stream(rendered, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)

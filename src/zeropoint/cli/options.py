@@ -109,7 +109,13 @@ runtime_option = click.option(
 
 
 def native_options(command: Command) -> Command:
-    """Add the options of the native runtime: --embeddings and --activations."""
+    """Add what the runtime rounds besides the weights: --embeddings, --activations and --kv."""
+    kv = click.option(
+        "--kv",
+        "kv_cache",
+        type=click.Choice(["float16", "int8"]),
+        help="Keep keys and values as float16, or round them to 8 bits. Default: as the recipe of the model says.",
+    )
     activations = click.option(
         "--activations",
         type=click.Choice(["int8", "float"]),
@@ -120,8 +126,6 @@ def native_options(command: Command) -> Command:
     embeddings = click.option(
         "--embeddings",
         type=click.Choice(["stored", "int8"]),
-        default="stored",
-        show_default=True,
-        help="Keep embedding and head as they are stored, or round them to 8 bits.",
+        help="Keep embedding and head as they are stored, or round them to 8 bits. Default: as the recipe says.",
     )
-    return embeddings(activations(command))
+    return embeddings(activations(kv(command)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -32,6 +33,12 @@ M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 8 << 20  # malloc.h
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe; can be given again."
 )
+@click.option(
+    "--kv",
+    "kv_cache",
+    type=click.Choice(["float16", "int8"]),
+    help="What OUTPUT keeps keys and values as when it is run: short for --set kv_cache=...",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists, once the new one is complete.")
 @threads_option
 @json_option
@@ -42,6 +49,7 @@ def command(
     recipe: str,
     calibration: Path | None,
     overrides: tuple[str, ...],
+    kv_cache: Literal["float16", "int8"] | None,
     overwrite: bool,
     threads: int | None,
     as_json: bool,
@@ -52,6 +60,8 @@ def command(
     """
     from zeropoint.recipe import load_recipe
 
+    if kv_cache is not None:
+        overrides += (f"kv_cache={kv_cache}",)
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a wrong key is said at once
     limit_torch(threads)
     from zeropoint.pipeline import quantize

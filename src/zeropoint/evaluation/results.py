@@ -186,6 +186,7 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     runtime: what ran both models: "native" and the instruction set, or "torch". activations: "int8" if the quantized
     model rounded the inputs of its linears too, else "float". activations_kl: what that alone costs, the mean KL from
     the same model with float inputs, in nats per token, on the first windows; None where they are not rounded.
+    embeddings, kv_cache: what the quantized model was run with; the reference has its own embedding and float32.
     fallbacks: what was done otherwise than asked, a sentence each.
     """
 
@@ -211,6 +212,8 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     runtime: str
     activations: Literal["int8", "float"]
     activations_kl: float | None
+    embeddings: str = "stored"
+    kv_cache: str = "float16"
     size: Size
     size_reference: Size
     elapsed_s: float
@@ -362,7 +365,8 @@ class ModelSpeed(Result, frozen=True, kw_only=True):
     and keys and values at the mean length while decoding. bandwidth_share: of the bandwidth measured in the same round,
     what decode_tokens_per_s * token_bytes reaches. weight_bytes: memory of the weights. peak_memory_bytes: of the
     process that ran it. load_s: from the files to a model that is ready. first_token_s: from the start of the process
-    to the first token after a prompt of context_tokens; no tokenizer is read.
+    to the first token after a prompt of context_tokens; no tokenizer is read. embeddings, kv_cache: what it was run
+    with. cache_token_bytes: memory of the keys and values of one token, with their scales.
     """
 
     model: str
@@ -374,6 +378,9 @@ class ModelSpeed(Result, frozen=True, kw_only=True):
     peak_memory_bytes: int
     load_s: float
     first_token_s: float
+    embeddings: str
+    kv_cache: str
+    cache_token_bytes: int
 
 
 class Bench(Result, frozen=True, kw_only=True, tag="bench", tag_field="result"):
@@ -381,7 +388,7 @@ class Bench(Result, frozen=True, kw_only=True, tag="bench", tag_field="result"):
 
     against: a second model, or None; then the ratios, of the first to the second, are None too. bandwidth_bytes_per_s:
     of reading memory with the same threads. prompt_tokens: of a prefill. tokens: decoded one by one after
-    context_tokens. isa: of the kernels. embeddings, activations: as `zeropoint.load` takes them.
+    context_tokens. isa: of the kernels. activations: as `zeropoint.load` takes them.
     """
 
     zeropoint: str
@@ -396,7 +403,6 @@ class Bench(Result, frozen=True, kw_only=True, tag="bench", tag_field="result"):
     runs: int
     threads: int
     isa: str
-    embeddings: str
     activations: str
     elapsed_s: float
     versions: dict[str, str]

@@ -34,10 +34,13 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Windows, judging_windows, require_readable
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.runtime.choices import CacheDtype, require_possible
 from zeropoint.runtime.native_runner import Activations as RunActivations
 from zeropoint.runtime.native_runner import NativeRunner, NativeSession
 from zeropoint.runtime.ops_torch import TorchOps
+from zeropoint.runtime.torch_runner import exact_unless_asked
 from zeropoint.runtime.weights import Weights
+from zeropoint.types import Embeddings
 
 BATCH_TOKENS = 4096
 """Tokens that run through a block together."""
@@ -64,6 +67,8 @@ def evaluate(
     max_windows: int | None = None,
     runtime: Runtime = "native",
     activations: RunActivations = "int8",
+    embeddings: Embeddings | None = None,
+    kv_cache: CacheDtype | None = None,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
@@ -72,15 +77,15 @@ def evaluate(
     reference: a folder or a .gguf file. text: .txt or .jsonl, tokenized by the reference's tokenizer and cut into
     windows of `length` tokens, of which `max_windows`, evenly spread, are used. margin: the rise of perplexity that
     still counts as equivalent, a fraction. runtime: "native" judges what runs when the model is used; "torch" the
-    float32 that its integers stand for, in the memory of one block. activations: of the quantized model, native only.
+    float32 that its integers stand for, in the memory of one block. activations, embeddings, kv_cache: of the quantized
+    model, as `zeropoint.load` takes them; the reference computes in float32 with its embedding as it is stored.
     threads: of the native runtime; None is all cores.
 
     Raises: InputError, by one of its subclasses, if a model or the text cannot be read, if the two models have
     different vocabularies, or if results.json cannot be written.
     """
     started_s = time.perf_counter()
-    if runtime not in ("native", "torch"):
-        raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")
+    require_possible(runtime, activations=activations, embeddings=embeddings)
     if not margin > 0:
         raise InputError(f"margin is {margin}; it is the rise of perplexity that counts as equivalent, such as 0.01")
     judged, original = Weights(open_checkpoint(output)), Weights(open_checkpoint(reference))
@@ -96,9 +101,16 @@ def evaluate(
     require_readable(windows, original.model.config)
     report = progress or (lambda step: None)
     if runtime == "native":
-        run = _run_native(original, judged, windows, activations, threads, report)
+        reference_runner = NativeRunner(
+            original, threads=threads, activations="float", embeddings="stored", cache="float32"
+        )
+        quantized = NativeRunner(
+            judged, threads=threads, activations=activations, embeddings=embeddings, cache=kv_cache
+        )
+        run = _run_native(reference_runner, quantized, windows, activations, report)
     else:
-        run = _Run(_scores(original, judged, windows, report), "torch", None)
+        cached = kv_cache or exact_unless_asked(judged)
+        run = _Run(_scores(original, judged, windows, cached, report), "torch", None, "stored", cached)
     scores = run.scores
     count = len(windows.tokens)
     kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
@@ -132,6 +144,8 @@ def evaluate(
         runtime=run.runtime,
         activations="float" if run.activations_kl is None else "int8",
         activations_kl=run.activations_kl,
+        embeddings=run.embeddings,
+        kv_cache=run.kv_cache,
         size=size_of(judged),
         size_reference=size_of(original),
         elapsed_s=time.perf_counter() - started_s,
@@ -151,24 +165,23 @@ def size_of(weights: Weights) -> Size:
 
 @dataclass(frozen=True)
 class _Run:
-    """What came out of running both models. runtime, activations_kl: as in Evaluation."""
+    """What came out of running both models. The rest: as in Evaluation."""
 
     scores: TokenScores
     runtime: str
     activations_kl: float | None
+    embeddings: str
+    kv_cache: str
 
 
 def _run_native(
-    original: Weights,
-    judged: Weights,
+    reference: NativeRunner,
+    quantized: NativeRunner,
     windows: Windows,
     activations: RunActivations,
-    threads: int | None,
     report: ProgressCallback,
 ) -> _Run:
     """Run both models whole with the native kernels, window by window."""
-    reference = NativeRunner(original, threads=threads, activations="float", cache="float32")
-    quantized = NativeRunner(judged, threads=threads, activations=activations)
     # only integers are multiplied by rounded activations
     rounds = activations == "int8" and quantized.has_integers
     exact = quantized.with_activations("float") if rounds else None
@@ -187,16 +200,19 @@ def _run_native(
                 of_rounding.append(compare(_logits(sessions[2], tokens), found, targets))
         report(Progress("evaluate", index + 1, len(windows.tokens)))
     cost = float(TokenScores.join(of_rounding).kl.double().mean()) if of_rounding else None
-    return _Run(TokenScores.join(scores), f"native, {quantized.isa}", cost)
+    runtime = f"native, {quantized.isa}"
+    return _Run(TokenScores.join(scores), runtime, cost, quantized.embeddings, quantized.kv_cache)
 
 
 def _logits(session: NativeSession, tokens: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(session.logits(tokens.tolist(), wanted=len(tokens)))
 
 
-def _scores(original: Weights, judged: Weights, windows: Windows, report: ProgressCallback) -> TokenScores:
+def _scores(
+    original: Weights, judged: Weights, windows: Windows, kv_cache: CacheDtype, report: ProgressCallback
+) -> TokenScores:
     """Run both models over the windows and compare them, token by token, in the order of the text."""
-    ops = TorchOps()
+    ops, judged_ops = TorchOps(), TorchOps(kv_cache=kv_cache)
     batch = max(1, BATCH_TOKENS // windows.tokens.shape[1])
     tokens = torch.from_numpy(windows.tokens).long()  # (windows, length)
     blocks = original.model.config.layers + judged.model.config.layers
@@ -204,10 +220,10 @@ def _scores(original: Weights, judged: Weights, windows: Windows, report: Progre
     with ExitStack() as stack, torch.inference_mode():
         done = 0
         report(Progress("evaluate", done, blocks))
-        for weights in (original, judged):
+        for weights, used in ((original, ops), (judged, judged_ops)):
             activations = stack.enter_context(Activations(limit_bytes=ACTIVATION_MEMORY_BYTES // 2))
-            activations.extend(weights.embed(ops, tokens, batch))
-            for index in run_blocks(weights.model, partial(weights.block, ops=ops), activations):
+            activations.extend(weights.embed(used, tokens, batch))
+            for index in run_blocks(weights.model, partial(weights.block, ops=used), activations):
                 done += 1
                 report(Progress("evaluate", done, blocks, f"{weights.checkpoint.path.name}, block {index}"))
             outputs.append(activations)

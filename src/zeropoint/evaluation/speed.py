@@ -37,6 +37,8 @@ from zeropoint.evaluation.speed_process import (
 )
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime import _native
+from zeropoint.runtime.choices import CacheDtype
+from zeropoint.types import Embeddings
 
 STREAM_BYTES = 512 << 20
 """Read to measure the bandwidth; many times what caches hold."""
@@ -53,15 +55,16 @@ def bench(
     tokens: int = 128,
     runs: int = 5,
     threads: int | None = None,
-    embeddings: Literal["stored", "int8"] = "stored",
+    embeddings: Embeddings | None = None,
     activations: Literal["int8", "float"] = "int8",
+    kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,
 ) -> Bench:
     """Measure the speed and the memory of `model`, a checkpoint, float or quantized, in the native runtime.
 
     against: another one, measured in turns with it. prompt_tokens: of a prefill. tokens: decoded one by one after a
-    prompt of 32. runs: rounds. threads: None is all cores. embeddings, activations: as `zeropoint.load` takes them, for
-    both models.
+    prompt of 32. runs: rounds. threads: None is all cores. embeddings, activations, kv_cache: as `zeropoint.load` takes
+    them, for both models.
     Raises: InputError, by one of its subclasses, if a model cannot be read or its context is too short; ProcessError if
         a process that measures dies.
     """
@@ -79,6 +82,7 @@ def bench(
                 threads=threads,
                 embeddings=embeddings,
                 activations=activations,
+                kv_cache=kv_cache,
                 positions=max(prompt_tokens, CONTEXT + tokens),
             )
             measured.append(_Measured(asked.path, *stack.enter_context(model_process(asked))))
@@ -104,7 +108,6 @@ def bench(
         runs=runs,
         threads=threads,
         isa=measured[0].loaded.isa,
-        embeddings=embeddings,
         activations=activations,
         elapsed_s=time.perf_counter() - started_s,
         versions=versions(),
@@ -138,6 +141,9 @@ class _Measured:
             peak_memory_bytes=self.process.ask(Memory(), Peak).peak_memory_bytes,
             load_s=self.loaded.load_s,
             first_token_s=self.process.first_token_s,
+            embeddings=self.loaded.embeddings,
+            kv_cache=self.loaded.kv_cache,
+            cache_token_bytes=self.loaded.cache_token_bytes,
         )
 
 

@@ -29,6 +29,8 @@ import msgspec
 
 from zeropoint import errors
 from zeropoint.errors import InputError, ProcessError, ZeropointError
+from zeropoint.runtime.choices import CacheDtype
+from zeropoint.types import Embeddings
 
 if TYPE_CHECKING:
     from zeropoint.runtime.generate import LanguageModel
@@ -52,12 +54,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag=str
 
 
 class Model(Message, frozen=True, kw_only=True):
-    """What to load. positions: of the context that measuring needs."""
+    """What to load. positions: of the context that measuring needs. The others: as `zeropoint.load` takes them."""
 
     path: str
     threads: int
-    embeddings: Literal["stored", "int8"]
+    embeddings: Embeddings | None
     activations: Literal["int8", "float"]
+    kv_cache: CacheDtype | None = None
     positions: int
 
 
@@ -87,7 +90,7 @@ class NativeLoaded(Message, frozen=True, kw_only=True):
     """Likewise, of the native runtime.
 
     weight_bytes: memory of the weights. token_bytes: of them read for each token. cache_token_bytes: keys and values of
-    one token. warnings: what the library had to say.
+    one token. embeddings, kv_cache: what they are held as. warnings: what the library had to say.
     """
 
     load_s: float
@@ -95,6 +98,8 @@ class NativeLoaded(Message, frozen=True, kw_only=True):
     weight_bytes: int
     token_bytes: int
     cache_token_bytes: int
+    embeddings: str
+    kv_cache: str
     warnings: tuple[str, ...]
 
 
@@ -232,7 +237,13 @@ def _serve(asked: Model, answers: IO[bytes]) -> None:
     warnings = _Collected()
     logging.getLogger("zeropoint").addHandler(warnings)
     started_s = time.perf_counter()
-    model = load(asked.path, threads=asked.threads, embeddings=asked.embeddings, activations=asked.activations)
+    model = load(
+        asked.path,
+        threads=asked.threads,
+        embeddings=asked.embeddings,
+        activations=asked.activations,
+        kv_cache=asked.kv_cache,
+    )
     load_s = time.perf_counter() - started_s
     runner = model.runner
     assert isinstance(runner, NativeRunner), "load gave another runtime than the native one"
@@ -250,6 +261,8 @@ def _serve(asked: Model, answers: IO[bytes]) -> None:
             weight_bytes=runner.weight_bytes,
             token_bytes=runner.token_bytes,
             cache_token_bytes=runner.cache_token_bytes,
+            embeddings=runner.embeddings,
+            kv_cache=runner.kv_cache,
             warnings=tuple(warnings.messages),
         ),
     )

@@ -12,7 +12,7 @@ shown as text, never as markup, and without control characters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -52,9 +52,12 @@ Row = TypeVar("Row", LayerRow, TensorRow)
 def evaluated(result: Evaluation) -> RenderableType:
     """Return the verdict and the numbers it rests on."""
     text = result.text
+    how = f"{_plain(result.runtime)}, KV cache {_plain(result.kv_cache)}"
+    if result.embeddings != "stored":
+        how += f", embeddings {_plain(result.embeddings)}"
     judged = (
         f"{result.tokens:,} tokens, {text.windows:,} windows of {text.length:,}, of {_plain(text.name)}; "
-        f"{_duration(result.elapsed_s)}, {_plain(result.runtime)}"
+        f"{_duration(result.elapsed_s)}, {how}"
     )
     verdict = Text.assemble((result.verdict, VERDICT_STYLES[result.verdict]), "  ", _plain(result.explanation))
     parts: list[RenderableType] = [verdict, Text(), _comparison(result), Text(), Text(judged, style="dim")]
@@ -113,9 +116,20 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     if result.skipped:
         names = ", ".join(map(_plain, result.skipped))
         parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))
+    rounded = _rounded_when_run(result.recipe)
+    if rounded:
+        parts.append(Text(f"to be run with {rounded}, as config.json says; the bytes above are those on disk"))
     cost = f"{_duration(result.elapsed_s)}, peak memory {_bytes(result.peak_memory_bytes)}"
     parts.append(Text(f"{_plain(result.model)} -> {_plain(result.output)}\n{recipe}; {cost}", style="dim"))
     return Group(*parts)
+
+
+def _rounded_when_run(recipe: Mapping[str, Any]) -> str:
+    """Return what the recipe asks of the runtime besides the weights; nothing where it asks for nothing."""
+    defaults = {"kv_cache": ("float16", "a KV cache"), "embeddings": ("stored", "embeddings")}
+    asked = {name: str(recipe.get(key, default)) for key, (default, name) in defaults.items()}
+    usual = [default for default, _ in defaults.values()]
+    return " and ".join(f"{name} of {_plain(value)}" for name, value in asked.items() if value not in usual)
 
 
 def _calibration(result: QuantizeResult) -> str:
@@ -246,8 +260,11 @@ def benched(result: Bench) -> RenderableType:
     sizes = {
         "bytes read per token": [speed.token_bytes for speed in speeds],
         "weights in memory": [speed.weight_bytes for speed in speeds],
+        "KV cache per token": [speed.cache_token_bytes for speed in speeds],
         "peak memory": [speed.peak_memory_bytes for speed in speeds],
     }
+    _add(table, "embeddings", *(speed.embeddings for speed in speeds))
+    _add(table, "KV cache", *(speed.kv_cache for speed in speeds))
     for name, counts in sizes.items():
         _add(table, name, *map(_bytes, counts), *_quotient(counts))
     times = {
@@ -261,8 +278,7 @@ def benched(result: Bench) -> RenderableType:
         f"prompt of {result.prompt_tokens:,} tokens; {result.tokens:,} tokens after {result.context_tokens}; "
         f"median, lowest and highest of {result.runs:,}",
         f"bandwidth {_rate(limit.median)} ({_rate(limit.low)} to {_rate(limit.high)}); {_duration(result.elapsed_s)}",
-        f"{result.threads} thread{'s' * (result.threads != 1)}, {result.isa}, embeddings {result.embeddings}, "
-        f"activations {result.activations}",
+        f"{result.threads} thread{'s' * (result.threads != 1)}, {result.isa}, activations {result.activations}",
         _plain(result.machine),
     )
     return Group(table, Text(), Text("\n".join(lines), style="dim"))

@@ -36,8 +36,8 @@ class NativeRunner:
     activations: "int8" rounds what linears with integer weights read, in blocks of columns; "float" does not.
     embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values;
     int8 has a scale for each head and token. None is what the checkpoint asks for, see `zeropoint.runtime.choices`.
-    Raises: CheckpointError if it asks for what there is not; InputError for such an argument, for threads below 1, or if
-        ZEROPOINT_ISA names an instruction set that this machine does not have.
+    Raises: CheckpointError if it asks for what there is not; InputError for such an argument, for threads below 1, or
+        if ZEROPOINT_ISA names an instruction set that this machine does not have.
     """
 
     def __init__(

@@ -129,6 +129,19 @@ def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
     capfd.readouterr()
 
 
+def test_the_kv_cache_of_quantize_is_a_key_of_any_recipe(stand_in: Stand, tmp_path: Path, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    mine = tmp_path / "mine.toml"
+    mine.write_text('kv_cache = "int8"\n', encoding="utf-8")
+    line = ["quantize", "m", "-o", "o", "-r"]
+    for more in (["w8a16", "--kv", "int8"], [str(mine)], [str(mine), "--kv", "float16"]):
+        assert cli.main([*line, *more]) == 0
+    assert [cast(Recipe, options["recipe"]).kv_cache for _, options in calls] == ["int8", "int8", "float16"]
+    assert cast(Recipe, calls[0][1]["recipe"]) == load_recipe("w8a16", ["kv_cache=int8"])
+    assert cli.main([*line, "w8a16", "--kv", "int4"]) == 2
+    capfd.readouterr()
+
+
 def test_quantize_takes_a_recipe_file(stand_in: Stand, tmp_path: Path, capfd: Streams) -> None:
     calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
     (tmp_path / "mine.toml").write_text("[weights]\nbits = 3\n", encoding="utf-8")
@@ -169,15 +182,17 @@ def test_evaluate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
         "max_windows": None,
         "runtime": "native",
         "activations": "int8",
+        "embeddings": None,
+        "kv_cache": None,
         "threads": None,
     }
     assert calls == [((Path("o"),), given)]
     calls.clear()
     line = "evaluate o --reference m --text t.txt --margin 2.5% --length 64 --max-windows 3"
-    more = "--runtime torch --activations float --threads 3"
+    more = "--runtime torch --activations float --embeddings stored --kv int8 --threads 3"
     assert cli.main([*line.split(), *more.split()]) == 0
     given |= {"margin": 0.025, "length": 64, "max_windows": 3}
-    given |= {"runtime": "torch", "activations": "float", "threads": 3}
+    given |= {"runtime": "torch", "activations": "float", "embeddings": "stored", "kv_cache": "int8", "threads": 3}
     assert calls == [((Path("o"),), given)]
     capfd.readouterr()
 
@@ -319,13 +334,15 @@ def test_bench_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> Non
         "tokens": 128,
         "runs": 5,
         "threads": None,
-        "embeddings": "stored",
+        "embeddings": None,
         "activations": "int8",
+        "kv_cache": None,
     }
     assert calls == [((Path("o"),), given)]
     calls.clear()
-    line = "bench o --against m --prompt-tokens 9 --tokens 8 --runs 7 --threads 6 --embeddings int8 --activations float"
-    assert cli.main(line.split()) == 0
+    line = "bench o --against m --prompt-tokens 9 --tokens 8 --runs 7 --threads 6"
+    more = "--embeddings int8 --activations float --kv int8"
+    assert cli.main([*line.split(), *more.split()]) == 0
     given = {
         "against": Path("m"),
         "prompt_tokens": 9,
@@ -334,6 +351,7 @@ def test_bench_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> Non
         "threads": 6,
         "embeddings": "int8",
         "activations": "float",
+        "kv_cache": "int8",
     }
     assert calls == [((Path("o"),), given)]
     capfd.readouterr()
@@ -348,7 +366,16 @@ def test_the_table_of_bench_ends_in_one_line_of_json(stand_in: Stand, capfd: Str
 
 
 @pytest.mark.parametrize(
-    "option", ["--runs 0", "--tokens 0", "--prompt-tokens -1", "--threads 0", "--embeddings int4", "--activations int4"]
+    "option",
+    [
+        "--runs 0",
+        "--tokens 0",
+        "--prompt-tokens -1",
+        "--threads 0",
+        "--embeddings int4",
+        "--activations int4",
+        "--kv 8",
+    ],
 )
 def test_bench_refuses_an_option_out_of_range(option: str, stand_in: Stand, capfd: Streams) -> None:
     calls = stand_in("zeropoint.evaluation.speed.bench", BENCHED)
@@ -394,7 +421,7 @@ def test_generate_streams_the_text_of_the_model(stand_in: Stand, capfd: Streams)
     model = Model([" Par", "is", "."])
     calls = stand_in("zeropoint.runtime.generate.load", model)
     assert cli.main(["generate", "o", "--prompt", "The capital is"]) == 0
-    given = {"runtime": "native", "threads": None, "embeddings": "stored", "activations": "int8"}
+    given = {"runtime": "native", "threads": None, "embeddings": None, "activations": "int8", "kv_cache": None}
     assert calls == [((Path("o"),), given)]
     assert capfd.readouterr().out == " Paris.\n"
     assert model.asked == [("The capital is", {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0})]
@@ -404,9 +431,15 @@ def test_generate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
     model = Model([])
     calls = stand_in("zeropoint.runtime.generate.load", model)
     line = "generate o -p x --max-tokens 5 --temperature 0.8 --top-p 0.9 --seed 3 --chat"
-    more = "--runtime torch --threads 3 --embeddings int8 --activations float"
+    more = "--runtime torch --threads 3 --embeddings int8 --activations float --kv float16"
     assert cli.main([*line.split(), *more.split()]) == 0
-    given = {"runtime": "torch", "threads": 3, "embeddings": "int8", "activations": "float"}
+    given = {
+        "runtime": "torch",
+        "threads": 3,
+        "embeddings": "int8",
+        "activations": "float",
+        "kv_cache": "float16",
+    }
     assert calls == [((Path("o"),), given)]
     assert model.asked == [("<user>x", {"max_tokens": 5, "temperature": 0.8, "top_p": 0.9, "seed": 3})]
     capfd.readouterr()

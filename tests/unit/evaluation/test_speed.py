@@ -61,11 +61,22 @@ def test_bytes_read_are_the_weights_and_the_keys_and_values_at_the_mean_length(m
 def test_options_reach_the_runtime(models: tuple[Path, Path]) -> None:
     stored = zeropoint.bench(models[0], prompt_tokens=2, tokens=2, runs=1, threads=1)
     rounded = zeropoint.bench(
-        models[0], prompt_tokens=2, tokens=2, runs=1, threads=3, embeddings="int8", activations="float"
+        models[0],
+        prompt_tokens=2,
+        tokens=2,
+        runs=1,
+        threads=3,
+        embeddings="int8",
+        activations="float",
+        kv_cache="int8",
     )
     assert rounded.model.weight_bytes < stored.model.weight_bytes
-    assert (stored.threads, stored.embeddings, stored.activations) == (1, "stored", "int8")
-    assert (rounded.threads, rounded.embeddings, rounded.activations) == (3, "int8", "float")
+    assert (stored.threads, stored.activations, rounded.threads, rounded.activations) == (1, "int8", 3, "float")
+    speeds = stored.model, rounded.model
+    assert [speed.embeddings for speed in speeds] == ["stored", "int8"]
+    assert [speed.kv_cache for speed in speeds] == ["float16", "int8"]
+    # 2 layers of 2 heads of 16 features, keys and values
+    assert [speed.cache_token_bytes for speed in speeds] == [2 * 2 * 2 * 16 * 2, 2 * 2 * 2 * (16 + 4)]
     assert stored.against is None
     assert stored.decode_ratio is None
 

@@ -82,6 +82,24 @@ def test_layers_of_one_kind_with_different_schemes_have_rows_of_their_own() -> N
     assert [row.split()[1] for row in text.splitlines() if row.startswith("q_proj")] == ["x1", "x3"]
 
 
+def test_what_the_runtime_is_to_round_is_told_where_the_recipe_asks_for_it() -> None:
+    made = quantization()
+    assert "to be run with" not in shown(quantized(made))
+    for keys, said in (
+        ({"kv_cache": "int8"}, "to be run with a KV cache of int8, as config.json says"),
+        ({"embeddings": "int8"}, "to be run with embeddings of int8, as"),
+        ({"kv_cache": "int8", "embeddings": "int8"}, "with a KV cache of int8 and embeddings of int8, as"),
+    ):
+        text = shown(quantized(msgspec.structs.replace(made, recipe=made.recipe | keys)), 120)
+        assert said in " ".join(text.split())
+
+
+def test_a_verdict_says_what_the_model_was_run_with() -> None:
+    text = " ".join(shown(evaluated(evaluation(kv_cache="int8", embeddings="int8"))).split())
+    assert "KV cache int8, embeddings int8" in text
+    assert "embeddings" not in shown(evaluated(evaluation()))
+
+
 def test_layers_without_statistics_show_no_output_error() -> None:
     rows = tuple(msgspec.structs.replace(row, output_error=None) for row in layers(3))
     text = shown(quantized(msgspec.structs.replace(quantization(), layers=rows, calibration=None)))
@@ -159,12 +177,15 @@ def test_speeds_stand_side_by_side_with_their_ratio_and_where_the_runs_lay() -> 
     assert cells[3] == ["decode, tokens per s", "271.5", "135.8", "x2"]
     assert cells[4] == ["260.0 to 280.4", "130.0 to 140.2", "x1.95 to x2.04"]
     assert cells[5] == ["of the bandwidth", "80.5 %", "80.5 %"]
-    assert cells[9] == ["peak memory", "150.0 MB", "300.0 MB", "x0.5"]
-    assert cells[11] == ["start to first token", "0.50 s", "1.00 s", "x0.5"]
+    assert cells[7] == ["embeddings", "int8", "stored"]
+    assert cells[8] == ["KV cache", "int8", "float16"]
+    assert cells[11] == ["KV cache per token", "12.2 kB", "23.0 kB", "x0.531"]
+    assert cells[12] == ["peak memory", "150.0 MB", "300.0 MB", "x0.5"]
+    assert cells[14] == ["start to first token", "0.50 s", "1.00 s", "x0.5"]
     text = " ".join(" ".join(rows).split())
     assert "prompt of 512 tokens; 128 tokens after 32; median, lowest and highest of 5" in text
     assert "bandwidth 29.1 GB/s (28.5 GB/s to 29.4 GB/s); 1 min 01 s" in text
-    assert "2 threads, amx, embeddings int8, activations int8" in text
+    assert "2 threads, amx, activations int8" in text
 
 
 def test_one_model_alone_has_no_ratio() -> None:
