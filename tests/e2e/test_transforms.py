@@ -57,9 +57,11 @@ def test_the_written_norms_and_biases_are_those_the_weights_were_made_for(model:
         products = restored * got[norm].float(), before[weight].float() * before[norm].float()
         if layer == "self_attn.v_proj":  # its rows moved, and its bias with them
             products = (products[0] * (before[bias].float() / got[bias].float())[:, None], products[1])
-        half_steps = got[f"{weight}_scale"].float() / 2 * got[norm].float().abs()
+        scale = got[f"{weight}_scale"].float()
+        inside = restored.abs() < 126.5 * scale  # the largest weight of a row may be clipped by more
         if layer == "self_attn.q_proj":
-            assert bool(((products[0] - products[1]).abs() <= half_steps * 1.001).all())
+            half_steps = scale / 2 * got[norm].float().abs()
+            assert bool(((products[0] - products[1]).abs() <= half_steps * 1.001)[inside].all())
         assert torch.nn.functional.cosine_similarity(*products, dim=1).min() > 0.9995
     transforms = result["transforms"]
     assert isinstance(transforms, list)
