@@ -1,8 +1,8 @@
 """The whole flow on one screen: read, observe, choose, round, pack, write, one block at a time.
 
     checkpoint --Weights--> block --walk--> statistics of a stage's input --choose--> scales --round--> integers
-                              ^                                                                            |
-                              +----------- the quantized weights, for what runs next <---------------------+--> Writer
+                            |   ^                                                                          |
+                   transforms   +----------- the quantized weights, for what runs next <-------------------+--> Writer
 
 What is judged later is the written file, never anything in here.
 """
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,15 +21,26 @@ from torch import Tensor
 
 import zeropoint
 from zeropoint import find
-from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.checkpoint.reader import TensorInfo, open_checkpoint
+from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.checkpoint.writer import Writer
 from zeropoint.errors import InputError, NonFiniteError, RecipeError, SchemeError
 from zeropoint.evaluation.layers import weight_error
-from zeropoint.evaluation.results import RECORD, LayerRow, QuantizeResult, Text, machine, peak_memory_bytes, versions
+from zeropoint.evaluation.results import (
+    RECORD,
+    LayerRow,
+    QuantizeResult,
+    StageRow,
+    Text,
+    TransformRow,
+    machine,
+    peak_memory_bytes,
+    versions,
+)
 from zeropoint.evaluation.run import size_of
 from zeropoint.evaluation.size import BLOCK_TYPES
-from zeropoint.models.parts import linear_names
+from zeropoint.models.parts import Block, linear_names
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
 from zeropoint.observe.walk import Visit, observe, walk
@@ -44,6 +52,9 @@ from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
+from zeropoint.threads import a_thread_each, map_each
+from zeropoint.transforms.apply import Applied, apply
+from zeropoint.transforms.fold import changed
 from zeropoint.types import Scheme, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
@@ -83,18 +94,21 @@ def quantize(
     file_format = find.load("formats", recipe.format, error=RecipeError)
     _refuse_early(weights, plans, file_format)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
-    text = _text(weights, recipe, calibration) if _needs(plans.values()) else None
+    text = _text(weights, recipe, calibration) if recipe.transforms or _needs(plans.values()) else None
     rows: list[LayerRow] = []
+    transformed: list[TransformRow] = []
     with Writer(output, source=Path(model), overwrite=overwrite) as writer, torch.inference_mode():
         with Activations(limit_bytes=activation_memory_bytes, folder=writer.folder) as activations:
             if text is not None:
                 activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
             report(Progress("quantize", 0, weights.model.config.layers))
-            for block in _quantized_blocks(weights, plans, ops, activations):
+            for block in _quantized_blocks(weights, plans, recipe, ops, activations):
                 for layer in block.layers:
                     writer.add(file_format.pack(layer.name, layer.rounded.qtensor))
-                writer.add({name: _as_written(weights, name) for name in block.float_names})
+                for name in block.float_names:
+                    writer.add({name: block.rewritten[name] if name in block.rewritten else _as_written(weights, name)})
                 rows += [layer.row for layer in block.layers]
+                transformed += block.transforms
                 report(Progress("quantize", block.index + 1, weights.model.config.layers, block.name))
             spilled_bytes = activations.most_spilled_bytes
         for name in (*weights.model.outer_tensors(), *weights.skipped()):
@@ -109,6 +123,7 @@ def quantize(
             recipe=recipe.to_dict(),
             calibration=None if text is None else _described(text, recipe),
             layers=tuple(rows),
+            transforms=tuple(transformed),
             skipped=weights.skipped(),
             size=size_of(written),
             source_bytes=size_of(weights).total_bytes,
@@ -134,63 +149,115 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Block:
-    """One block after rounding. float_names: its tensors that are written as they are."""
+    """One block after rounding.
+
+    float_names: its tensors that are written as floats. rewritten: those of them that a transform changed.
+    """
 
     index: int
     name: str
     layers: tuple[_Layer, ...]
     float_names: tuple[str, ...]
+    rewritten: Mapping[str, Tensor]
+    transforms: tuple[TransformRow, ...]
 
 
-def _quantized_blocks(weights: Weights, plans: Plans, ops: TorchOps, activations: Activations) -> Iterator[_Block]:
+def _quantized_blocks(
+    weights: Weights, plans: Plans, recipe: Recipe, ops: TorchOps, activations: Activations
+) -> Iterator[_Block]:
     """Walk through the model, quantize every stage before it runs, and yield each block when its last stage is done."""
     model = weights.model
+    source = _Source(weights, plans, recipe, ops, activations)
     layers: list[_Layer] = []
-    for visit in walk(model, partial(weights.block, ops=ops), activations):
-        layers += _quantize_stage(visit, weights, plans, ops)
+    for visit in walk(model, source.load, activations):
+        layers += _quantize_stage(visit, source, plans, ops)
         if visit.stage is model.flow[-1]:
             quantized = {f"{layer.name}.weight" for layer in layers}
             names = tuple(name for name in model.block_tensors(visit.index) if name not in quantized)
-            yield _Block(visit.index, model.block_name(visit.index), tuple(layers), names)
+            rewritten = source.rewritten(names)
+            yield _Block(visit.index, model.block_name(visit.index), tuple(layers), names, rewritten, source.rows)
             layers = []
 
 
-def _quantize_stage(visit: Visit, weights: Weights, plans: Plans, ops: TorchOps) -> list[_Layer]:
+class _Source:
+    """Where the float weights of the block at hand come from: the checkpoint, or what the transforms made of it.
+
+    Only with transforms a block's float weights are in memory together, as a second copy beside those that run; each
+    is let go when it is quantized. rows: what the transforms did to the block.
+    """
+
+    def __init__(self, weights: Weights, plans: Plans, recipe: Recipe, ops: TorchOps, activations: Activations) -> None:
+        self.weights = weights
+        self.rows: tuple[TransformRow, ...] = ()
+        self._plans, self._recipe, self._ops, self._activations = plans, recipe, ops, activations
+        self._rewritten: dict[str, Tensor] = {}
+
+    def load(self, index: int) -> Block:
+        """Return block `index` ready to run, transformed."""
+        if not self._recipe.transforms:
+            return self.weights.block(index, self._ops)
+        names = self.weights.model.block_tensors(index)
+        prefix = f"{self.weights.model.block_name(index)}."
+        quantized = {f"{name}.weight" for name, plan in self._plans.items() if plan is not None}
+        dtypes = {name.removeprefix(prefix): self._dtype(name) for name in names if name not in quantized}
+        read = self.weights.float_block(index, dtypes)
+        flow = self.weights.model.flow
+        block, done = apply(
+            read,
+            index,
+            flow,
+            ops=self._ops,
+            activations=self._activations,
+            choices=self._recipe.transforms,
+            plans={name.removeprefix(prefix): p for name, p in self._plans.items() if name.startswith(prefix)},
+            seed=self._recipe.calibration.seed,
+        )
+        self.rows = tuple(map(_transform_row, done))
+        self._rewritten = {f"{prefix}{name}": block.tensors[name] for name in changed(read.tensors, block.tensors)}
+        return block.prepare(self._ops, flow)
+
+    def linear(self, name: str) -> Tensor:
+        """Return the weight of the linear `name`, float32 (rows, cols), for the one time that it is needed."""
+        found = self._rewritten.pop(f"{name}.weight", None)
+        return self.weights.float_linear(name) if found is None else found
+
+    def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return those of the tensors `names` that a transform changed, as the output has them."""
+        return {name: self._rewritten[name].to(self._dtype(name)) for name in names if name in self._rewritten}
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return _written_dtype(self.weights.checkpoint.tensors[name])
+
+
+def _transform_row(applied: Applied) -> TransformRow:
+    return TransformRow(
+        block=applied.block,
+        method=applied.method,
+        stages=tuple(StageRow(**vars(note)) for note in applied.notes),
+        error_before=applied.error_before,
+        error_after=applied.error_after,
+    )
+
+
+def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) -> list[_Layer]:
     """Quantize the linears that share one input, and put them in the place of the float ones."""
-    prefix = weights.model.block_name(visit.index)
+    prefix = source.weights.model.block_name(visit.index)
     stage_plans = {name: plans[f"{prefix}.{name}"] for name in visit.stage.linears}
     stats = observe(visit, _needs(stage_plans.values()))
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
 
     def quantize_one(name: str) -> _Layer:
-        with torch.inference_mode():  # holds for one thread only
-            return _quantize_layer(f"{prefix}.{name}", weights, planned[name], stats)
+        return _quantize_layer(f"{prefix}.{name}", source, planned[name], stats)
 
-    with _a_thread_each() as pool:
-        layers = list(pool.map(quantize_one, planned))
+    with a_thread_each() as pool:
+        layers = map_each(pool, quantize_one, planned)
     for name, layer in zip(planned, layers, strict=True):
         visit.block.weights[f"{name}.weight"] = ops.prepare(layer.rounded.qtensor)
     return layers
 
 
-@contextmanager
-def _a_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool whose workers compute on one thread each.
-
-    Rounding is many small operations. Two threads inside each of them wait for one another more than they work: up to
-    ten times slower beside another busy process (docs/log.md).
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _quantize_layer(name: str, weights: Weights, plan: LayerPlan, stats: Mapping[str, Stats]) -> _Layer:
-    weight = weights.float_linear(name)
+def _quantize_layer(name: str, source: _Source, plan: LayerPlan, stats: Mapping[str, Stats]) -> _Layer:
+    weight = source.linear(name)
     rounding = find.load("rounding", plan.rounding.method)
     rounding_options = plan.rounding.load_options("rounding")
     range_options = plan.range.load_options("qparams.ranges")
@@ -251,9 +318,9 @@ def _described(text: Batches, recipe: Recipe) -> Text:
 def _as_written(weights: Weights, name: str) -> Tensor:
     """Return a tensor that stays float as the output has it: as stored, but bfloat16 where it was in a block type."""
     info = weights.checkpoint.tensors[name]
-    if not info.dtype.startswith(BLOCK_TYPES):
+    if not _in_blocks(info):
         return weights.checkpoint.read(name)
-    written = torch.empty(info.shape, dtype=torch.bfloat16)
+    written = torch.empty(info.shape, dtype=_written_dtype(info))
     # in slabs: an embedding in float32 beside itself in bfloat16 would be the most memory that a small model takes
     step = max(1, SLAB_VALUES // max(1, written[0].numel()))
     for start in range(0, len(written), step):
@@ -262,12 +329,22 @@ def _as_written(weights: Weights, name: str) -> Tensor:
     return written
 
 
+def _written_dtype(info: TensorInfo) -> torch.dtype:
+    """Return the dtype of a tensor that stays float in the output."""
+    dtype: torch.dtype = torch.bfloat16 if _in_blocks(info) else getattr(torch, DTYPES[info.dtype].torch_name)
+    return dtype
+
+
+def _in_blocks(info: TensorInfo) -> bool:
+    return info.dtype.startswith(BLOCK_TYPES)
+
+
 def _config(weights: Weights, recipe: Recipe, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
     """Return the config.json of the output."""
     config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans))}
     config.pop(CONFIG_KEY, None)  # the recipe decides, not what the source was to be run with
     config |= Choices(kv_cache=recipe.kv_cache, embeddings=recipe.embeddings).to_config()
-    if any(info.dtype.startswith(BLOCK_TYPES) for info in weights.checkpoint.tensors.values()):
+    if any(_in_blocks(info) for info in weights.checkpoint.tensors.values()):
         config["dtype"] = "bfloat16"
     return config
 

@@ -11,6 +11,9 @@
     layers = "*.down_proj"               # full layer names: a glob, "re:" and a regular expression, or a list of them
     weights = { bits = 8 }               # overrides only the keys that it gives; or: keep_float = true
 
+    [[transforms]]                       # rewrite the float blocks first, one after the other; or: ["smoothquant"]
+    method = "smoothquant"
+
 Recipes are data. A key that is not known, a value that is not allowed and a method that has no file are errors that
 name the place, before any model is opened. The options of a method are described by the `Options` of its file; as that
 file may import torch, they are checked by `Recipe.check`, when the recipe is about to be used.
@@ -19,7 +22,7 @@ file may import torch, they are checked by `Recipe.check`, when the recipe is ab
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -33,10 +36,11 @@ from zeropoint.errors import RecipeError
 from zeropoint.toml import Place
 from zeropoint.types import Embeddings, KVCache, Scheme
 
-ChoiceKind: TypeAlias = Literal["qparams.ranges", "rounding"]
+ChoiceKind: TypeAlias = Literal["qparams.ranges", "rounding", "transforms"]
 """The folders that a recipe chooses methods from."""
 
 _FOLDERS: dict[str, ChoiceKind] = {"range": "qparams.ranges", "rounding": "rounding"}
+_LISTS = ("rules", "transforms")
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
 _PLAIN: dict[str, Any] = {"kv_cache": KVCache, "embeddings": Embeddings}
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
@@ -53,7 +57,7 @@ class Choice(msgspec.Struct, frozen=True):
 
         Raises: RecipeError for a method that has no file, an option that it does not have or a value it does not allow.
         """
-        key = next(key for key, folder in _FOLDERS.items() if folder == kind)
+        key = next((key for key, folder in _FOLDERS.items() if folder == kind), kind)
         return _load_options(kind, self, Place("recipe", (key,)))
 
 
@@ -108,9 +112,10 @@ _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that decides how a model is quantized; the module's docstring shows the keys.
 
-    format: the file in formats/ that writes the result. kv_cache, embeddings: what the runtime rounds besides the
-    weights unless it is asked otherwise; the output's config.json says so, and no tensor changes. The values are
-    checked and brought to one form however a recipe is made, so that two recipes that mean the same are equal.
+    format: the file in formats/ that writes the result. transforms: of every block, in their order. kv_cache,
+    embeddings: what the runtime rounds besides the weights unless it is asked otherwise; the output's config.json says
+    so, and no tensor changes. The values are checked and brought to one form however a recipe is made, so that two
+    recipes that mean the same are equal.
     Raises: RecipeError naming the key, what was got and what is allowed.
     """
 
@@ -121,6 +126,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     range: Choice = _DEFAULT.range
     rounding: Choice = _DEFAULT.rounding
     rules: tuple[Rule, ...] = ()
+    transforms: tuple[Choice, ...] = ()
     calibration: Calibration = Calibration()
     kv_cache: KVCache = "float16"
     embeddings: Embeddings = "stored"
@@ -161,6 +167,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for where, plan in plans:
             for key, folder in _FOLDERS.items():
                 _load_options(folder, getattr(plan, key), where.at(key))
+        for index, choice in enumerate(self.transforms):
+            _load_options("transforms", choice, place.at("transforms", str(index)))
 
 
 def resolve(recipe: Recipe, layer_names: Iterable[str]) -> dict[str, LayerPlan | None]:
@@ -259,10 +267,12 @@ def _override(
     """Put `value` under the keys. asked: all keys that are overridden, which no other override takes away."""
     for end in range(1, len(keys)):
         if keys[end - 1] in _FOLDERS:  # rounding = "gptq" becomes a table, so that rounding.damping has a place
-            table = toml.table_at(document, keys[: end - 1], lists=("rules",))
+            table = toml.table_at(document, keys[: end - 1], lists=_LISTS)
             if isinstance(table, dict) and isinstance(table.get(keys[end - 1]), str):
                 table[keys[end - 1]] = {"method": table[keys[end - 1]]}
-    node = toml.table_at(document, keys[:-1], lists=("rules",))
+    if keys[0] == "transforms" and len(keys) > 1 and document.get("transforms"):  # and so does ["smoothquant"]
+        document["transforms"] = _as_tables(document["transforms"])
+    node = toml.table_at(document, keys[:-1], lists=_LISTS)
     if isinstance(node, dict):
         stale: list[str] = []
         if keys[-1] == "method" and node.get("method", value) != value:
@@ -302,14 +312,34 @@ def _read_field(key: str, value: object, place: Place) -> object:
         case "range" | "rounding":
             return _merge_choice(getattr(_DEFAULT, key), _read_choice_keys(_FOLDERS[key], value, place))
         case "rules":
-            rules = toml.read_value(list[dict[str, Any]], value, place)
-            return tuple(_read_rule(rule, place.at(str(index))) for index, rule in enumerate(rules))
+            return tuple(_read_rule(rule, at) for rule, at in _items(value, place))
+        case "transforms":
+            return tuple(_read_transform(item, at) for item, at in _items(_as_tables(value), place))
         case "calibration":
             return Calibration(**toml.read_table(Calibration, value, place))
-        case "format":
-            return _read_name("formats", value, place)
         case _:
-            return toml.read_value(_PLAIN.get(key, str), value, place)
+            plain = _PLAIN.get(key, str)
+            return _read_name("formats", value, place) if key == "format" else toml.read_value(plain, value, place)
+
+
+def _items(value: object, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
+    """Yield the tables of a list, each with its place."""
+    for index, item in enumerate(toml.read_value(list[dict[str, Any]], value, place)):
+        yield item, place.at(str(index))
+
+
+def _as_tables(value: object) -> object:
+    """Return a list of methods with a table for each that is only named; one name alone is a list of it."""
+    items = [value] if isinstance(value, str) else value
+    return [{"method": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else items
+
+
+def _read_transform(table: object, place: Place) -> Choice:
+    given = _read_choice_keys("transforms", table, place)
+    if "method" not in given:
+        known = ", ".join(map(repr, find.names("transforms")))
+        raise RecipeError(f"{place} names no method; allowed is one of {known}")
+    return Choice(given.pop("method"), given)
 
 
 def _read_rule(table: object, place: Place) -> Rule:

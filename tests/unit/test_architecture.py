@@ -22,6 +22,7 @@ ORDER = (
     "types",
     "errors",
     "progress",
+    "threads",
     "find",
     "toml",
     "recipe",

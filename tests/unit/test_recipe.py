@@ -215,6 +215,10 @@ def test_a_recipe_made_in_python_is_checked_like_a_file(make: Callable[[], objec
             Recipe(rules=(Rule(layers=("*",), rounding={"damping": 0.0}),)),
             ["rules.0.rounding.damping is 0.0", "a number above 0"],
         ),
+        (
+            Recipe(transforms=(Choice("smoothquant"), Choice("smoothquant", {"strength": 1.5}))),
+            ["transforms.1.strength is 1.5", "a number from 0 to 1 or 'search'"],
+        ),
     ],
     ids=str,
 )
@@ -231,6 +235,55 @@ def test_every_method_is_accepted_with_its_own_defaults(kind: str, folder: Choic
         recipe = Recipe.from_dict({kind: method})
         recipe.check()
         assert getattr(recipe, kind).load_options(folder) == find.load(folder, method).Options()
+
+
+def test_every_transform_is_accepted_with_its_own_defaults() -> None:
+    for method in find.names("transforms"):
+        recipe = Recipe.from_dict({"transforms": [method]})
+        recipe.check()
+        assert recipe.transforms[0].load_options("transforms") == find.load("transforms", method).Options()
+
+
+def test_transforms_are_a_list_of_names_and_tables_in_their_order(tmp_path: Path) -> None:
+    named = load_recipe(write(tmp_path, "transforms = ['smoothquant']"))
+    assert named.transforms == (Choice("smoothquant"),)
+    tables = write(tmp_path, "transforms = ['smoothquant', { method = 'smoothquant', strength = 0.5 }]")
+    assert load_recipe(tables).transforms == (Choice("smoothquant"), Choice("smoothquant", {"strength": 0.5}))
+    assert Recipe.from_dict({"transforms": "smoothquant"}).transforms == named.transforms
+    assert Recipe().transforms == ()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["transforms=smoothquant"], [Choice("smoothquant")]),
+        (["transforms.0=smoothquant", "transforms.0.strength=0.8"], [Choice("smoothquant", {"strength": 0.8})]),
+        (["transforms.0.method=smoothquant"], [Choice("smoothquant")]),
+        (
+            ['transforms=["smoothquant"]', "transforms.0.strength=search"],
+            [Choice("smoothquant", {"strength": "search"})],
+        ),
+        (["transforms=smoothquant", "transforms=[]"], []),
+    ],
+    ids=str,
+)
+def test_set_reaches_into_transforms(overrides: list[str], expected: list[Choice]) -> None:
+    assert load_recipe("w8a16", overrides).transforms == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"transforms": ["smothquant"]}, ["transforms.0.method is 'smothquant'", "did you mean 'smoothquant'?"]),
+        ({"transforms": [{"strength": 0.5}]}, ["transforms.0 names no method", "'smoothquant'"]),
+        ({"transforms": [3]}, ["transforms is [3]", "a list, each item a table"]),
+        ({"transforms": {"method": "smoothquant"}}, ["transforms is {'method': 'smoothquant'}", "a list"]),
+    ],
+    ids=str,
+)
+def test_transforms_that_are_none_are_refused(document: dict[str, Any], said: list[str]) -> None:
+    message = refusal(document)
+    assert all(part in message for part in said), message
 
 
 def test_given_options_reach_the_method() -> None:
@@ -468,6 +521,7 @@ DOCUMENTS = st.fixed_dictionaries(
         "name": WORDS,
         "description": WORDS,
         "rules": st.lists(RULES, max_size=3),
+        "transforms": st.lists(choices("transforms"), max_size=2),
         "calibration": st.fixed_dictionaries(
             {}, optional={"samples": st.integers(1, 999), "seed": st.integers(0, 2**63 - 1)}
         ),
@@ -486,7 +540,7 @@ def test_a_recipe_comes_back_from_its_record(document: dict[str, Any]) -> None:
 
 def test_the_record_spells_out_every_value() -> None:
     assert Recipe(name="x", rules=(Rule(layers=("*.q_proj",), weights={"bits": 8}),)).to_toml() == (
-        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\n'
+        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\ntransforms = []\n'
         'kv_cache = "float16"\nembeddings = "stored"\n\n'
         '[weights]\nbits = 4\nsymmetric = true\ngranularity = "group"\ngroup_size = 64\nnarrow = false\n'
         'scale_dtype = "bfloat16"\n\n'

@@ -151,6 +151,31 @@ class Size(Result, frozen=True, kw_only=True):
     bits_per_weight_model: float
 
 
+class StageRow(Result, frozen=True, kw_only=True):
+    """What a transform did to the linears of a block that share one input.
+
+    linears: without the block's name. strength: 0 where they stayed as they were. fallback: why they had to, or None.
+    """
+
+    linears: tuple[str, ...]
+    strength: float
+    fallback: str | None = None
+
+
+class TransformRow(Result, frozen=True, kw_only=True):
+    """What one transform did to one block.
+
+    error_before, error_after: mean over some tokens of what the output of the block, quantized by rounding to nearest,
+    loses: squared, relative to the token's output.
+    """
+
+    block: str
+    method: str
+    stages: tuple[StageRow, ...]
+    error_before: float
+    error_after: float
+
+
 class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):
     """What a run of quantize made; kept in the output as zeropoint.json.
 
@@ -166,6 +191,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     recipe: dict[str, Any]
     calibration: Text | None
     layers: tuple[LayerRow, ...]
+    transforms: tuple[TransformRow, ...] = ()
     skipped: tuple[str, ...]
     size: Size
     source_bytes: int

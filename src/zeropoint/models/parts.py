@@ -140,6 +140,26 @@ class Block:
         return state.x
 
 
+@dataclass(frozen=True)
+class FloatBlock:
+    """One decoder block as floats, for what rewrites it before it is quantized.
+
+    name: "model.layers.3". tensors: float32, by local name; linears (rows, cols). dtypes: of the tensors that are
+    written as floats, in which their values are exact; what is not in it becomes integers and may take any value.
+    """
+
+    name: str
+    config: Config
+    tensors: Mapping[str, Array]
+    dtypes: Mapping[str, Any]
+
+    def prepare(self, ops: Ops, flow: Flow) -> Block:
+        """Return the block ready to run."""
+        linears = {f"{name}.weight" for stage in flow for name in stage.linears}
+        weights = {name: ops.prepare(t) if name in linears else t for name, t in self.tensors.items()}
+        return Block(self.config, ops, weights)
+
+
 class Model(Protocol):
     """What a file in models/ provides."""
 

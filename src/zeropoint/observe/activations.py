@@ -42,6 +42,10 @@ class Activations:
         """Yield the states in the order of the batches; each holds until the next `map`."""
         return (slot.load() for slot in self._slots)
 
+    def __getitem__(self, index: int) -> State:
+        """Return the state of one batch; it holds until the next `map`."""
+        return self._slots[index].load()
+
     def __enter__(self) -> Self:
         return self
 

@@ -8,15 +8,16 @@ Memory holds one block and what lives between two stages, whatever the depth of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from zeropoint import find
 from zeropoint.errors import NonFiniteError
-from zeropoint.models.parts import Block, Model, Stage
+from zeropoint.models.parts import Block, Flow, Model, Stage, State
 from zeropoint.observe.activations import Activations
 from zeropoint.types import Stats
 
@@ -62,12 +63,41 @@ def observe(visit: Visit, needs: frozenset[str]) -> Mapping[str, Stats]:
     """
     if not needs:
         return {}
-    observers = {name: find.load("observe", name).Observer() for name in sorted(needs)}
-    try:
-        for x in visit.inputs():
-            rows = x.flatten(0, -2)  # (tokens, cols)
-            for observer in observers.values():
-                observer.update(rows)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"block {visit.index}, input of {', '.join(visit.stage.linears)}: {error}") from error
+    observers = _observers(needs)
+    for x in visit.inputs():
+        _update(observers, x, visit.index, visit.stage)
     return {name: observer.result() for name, observer in observers.items()}
+
+
+def look_ahead(
+    block: Block, index: int, flow: Flow, states: Iterable[State], needs: frozenset[str]
+) -> Mapping[Stage, Mapping[str, Stats]]:
+    """Return the statistics `needs` of every stage's input while `block`, still float, runs over all texts.
+
+    Nothing of what the block computes is kept, so that the walk goes on from where it was: what rewrites a block must
+    know the inputs of its last linears before the first ones are quantized. states: those at the block's beginning.
+    Raises: NonFiniteError, as `observe`.
+    """
+    if not needs:
+        return {stage: {} for stage in flow}
+    observers = {stage: _observers(needs) for stage in flow}
+    for at_start in states:
+        state = at_start
+        for stage in flow:
+            _update(observers[stage], stage.enter(block, state), index, stage)
+            if stage is not flow[-1]:
+                state = block.finish(stage, state)
+    return {stage: {name: o.result() for name, o in found.items()} for stage, found in observers.items()}
+
+
+def _observers(needs: frozenset[str]) -> dict[str, Any]:
+    return {name: find.load("observe", name).Observer() for name in sorted(needs)}
+
+
+def _update(observers: Mapping[str, Any], x: Tensor, index: int, stage: Stage) -> None:
+    rows = x.flatten(0, -2)  # (tokens, cols)
+    try:
+        for observer in observers.values():
+            observer.update(rows)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"block {index}, input of {', '.join(stage.linears)}: {error}") from error

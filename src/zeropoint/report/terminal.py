@@ -31,7 +31,9 @@ from zeropoint.evaluation.results import (
     Ratio,
     Size,
     Spread,
+    StageRow,
     TensorRow,
+    TransformRow,
     Verdict,
 )
 
@@ -43,7 +45,7 @@ VERDICT_STYLES: dict[Verdict, str] = {
 WORST = "bold yellow"
 FALLBACKS_SHOWN = 10
 
-Row = TypeVar("Row", LayerRow, TensorRow)
+Row = TypeVar("Row", LayerRow, StageRow, TensorRow, TransformRow)
 
 
 # evaluate
@@ -106,13 +108,21 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     table = _every_layer(result.layers) if all_rows else _layers_by_kind(result.layers)
     fallbacks = [f"{row.name}: {row.fallback}" for row in result.layers if row.fallback is not None]
     recipe = f"recipe {_plain(str(result.recipe.get('name', 'custom')))}, {_calibration(result)}"
-    parts: list[RenderableType] = [
-        table,
-        Text(),
+    parts: list[RenderableType] = [table, Text()]
+    if result.transforms:
+        parts += [_transforms(result.transforms), Text()]
+    parts += [
         size_table(result.size, source_bytes=result.source_bytes),
         Text(),
         *_named_fallbacks(f"fallbacks in {len(fallbacks):,} of {len(result.layers):,} layers:", fallbacks),
     ]
+    unmoved = [
+        f"{row.block}, {', '.join(stage.linears)}: {stage.fallback}"
+        for row in result.transforms
+        for stage in row.stages
+        if stage.fallback is not None
+    ]
+    parts += _named_fallbacks(f"not transformed, in {len(unmoved):,} places:", unmoved)
     if result.skipped:
         names = ", ".join(map(_plain, result.skipped))
         parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))
@@ -130,6 +140,25 @@ def _rounded_when_run(recipe: Mapping[str, Any]) -> str:
     asked = {name: str(recipe.get(key, default)) for key, (default, name) in defaults.items()}
     usual = [default for default, _ in defaults.values()]
     return " and ".join(f"{name} of {_plain(value)}" for name, value in asked.items() if value not in usual)
+
+
+def _transforms(rows: Sequence[TransformRow]) -> Table:
+    """Return the strengths that each kind of input got, and what that did to the blocks' outputs."""
+    table = _table("layers", "transform", "strength", "0 in", "block error")
+    for method, of_method in _grouped(rows, lambda row: row.method).items():
+        _add(table, "block outputs", method, "", "", _spread([_gain(row) for row in of_method], _times))
+        stages = [stage for row in of_method for stage in row.stages]
+        for linears, found in _grouped(stages, lambda stage: stage.linears).items():
+            kinds = " ".join(name.rpartition(".")[2] for name in linears)
+            strengths = [stage.strength for stage in found]
+            untouched = strengths.count(0.0)
+            _add(table, f"{kinds} x{len(found)}", method, _spread(strengths, "{:.2g}".format), str(untouched or ""), "")
+    table.caption = "lowest, median, highest; 0: left as it was; block error: after over before, squared"
+    return table
+
+
+def _gain(row: TransformRow) -> float | None:
+    return row.error_after / row.error_before if row.error_before > 0 else None
 
 
 def _calibration(result: QuantizeResult) -> str:
@@ -331,7 +360,7 @@ def size_table(size: Size, *, source_bytes: int | None = None) -> Table:
 
 # Cells
 
-WORDS = ("", "layers", "layer", "tensor", "shape", "scheme", "rounding", "stored as", "size")
+WORDS = ("", "layers", "layer", "tensor", "shape", "scheme", "rounding", "transform", "stored as", "size")
 """Columns of words, aligned to the left; numbers are aligned to the right."""
 
 

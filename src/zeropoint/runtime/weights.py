@@ -10,7 +10,7 @@ from zeropoint.checkpoint.reader import Checkpoint
 from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
-from zeropoint.models.parts import Block, Model, Ops, linear_names
+from zeropoint.models.parts import Block, FloatBlock, Model, Ops, linear_names
 from zeropoint.types import PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
@@ -66,6 +66,13 @@ class Weights:
                 ops.prepare(self.linear(name)) if name in self.schemes else self.checkpoint.read(full)
             )
         return Block(self.model.config, ops, weights)
+
+    def float_block(self, index: int, dtypes: Mapping[str, Any]) -> FloatBlock:
+        """Return the float block `index`. dtypes: by local name, of the tensors that are written as floats."""
+        prefix = self.model.block_name(index)
+        names = self.model.block_tensors(index)
+        tensors = {name.removeprefix(f"{prefix}."): self.checkpoint.read(name).float() for name in names}
+        return FloatBlock(prefix, self.model.config, tensors, dtypes)
 
     def float_linear(self, name: str) -> Tensor:
         """Return the weight of the float linear `name` as float32 (rows, cols)."""

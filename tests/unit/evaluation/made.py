@@ -12,8 +12,10 @@ from zeropoint.evaluation.results import (
     Ratio,
     Size,
     Spread,
+    StageRow,
     TensorRow,
     Text,
+    TransformRow,
 )
 
 KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
@@ -61,6 +63,23 @@ def layers(blocks: int = 30, *, fallbacks: int = 0) -> tuple[LayerRow, ...]:
             output_error=0.09 if name == f"model.layers.{blocks - 1}.self_attn.o_proj" else 0.001 * (1 + index % 5),
         )
         for index, name in enumerate(names)
+    )
+
+
+def transforms(blocks: int = 30, *, fallback: str | None = None) -> tuple[TransformRow, ...]:
+    """What a search of strengths might have found; every tenth block keeps its o_proj as it was."""
+    return tuple(
+        TransformRow(
+            block=f"model.layers.{block}",
+            method="smoothquant",
+            stages=(
+                StageRow(linears=("self_attn.q_proj", "self_attn.k_proj"), strength=(0.5, 0.8, 0.9)[block % 3]),
+                StageRow(linears=("self_attn.o_proj",), strength=0.0 if block % 10 == 0 else 0.7, fallback=fallback),
+            ),
+            error_before=2e-3,
+            error_after=(4e-4, 5e-4, 1e-3)[block % 3],
+        )
+        for block in range(blocks)
     )
 
 

@@ -10,11 +10,11 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import NonFiniteError
 from zeropoint.models.parts import State
 from zeropoint.observe.activations import Activations
-from zeropoint.observe.walk import observe, run_blocks, walk
+from zeropoint.observe.walk import look_ahead, observe, run_blocks, walk
 from zeropoint.runtime.generate import load
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import SecondMoment
+from zeropoint.types import ChannelAbsMax, SecondMoment
 
 TOKENS = torch.randint(0, 300, (6, 20), generator=torch.Generator().manual_seed(0))
 
@@ -79,3 +79,31 @@ def test_infinite_activations_are_refused_by_block_and_linears(model: Path) -> N
         activations.map(lambda state: State(state.x * float("inf")))
         with pytest.raises(NonFiniteError, match=r"block 0, input of self_attn\.q_proj, self_attn\.k_proj"):
             observe(visit, frozenset({"second_moment"}))
+
+
+@torch.inference_mode()
+def test_looking_ahead_sees_what_the_walk_will_see_and_leaves_it_where_it_was(model: Path) -> None:
+    weights, ops, needs = Weights(open_checkpoint(model)), TorchOps(), frozenset({"channel_absmax"})
+    with Activations(limit_bytes=1 << 30) as activations:
+        embedded(weights, ops, activations)
+        ahead = {}
+        for visit in walk(weights.model, lambda i: weights.block(i, ops), activations):
+            if visit.stage is weights.model.flow[0]:
+                before = [state.x.clone() for state in activations]
+                ahead = dict(look_ahead(visit.block, visit.index, weights.model.flow, activations, needs))
+                assert all(torch.equal(state.x, x) for state, x in zip(activations, before, strict=True))
+                assert all(state.y is None for state in activations)
+            seen = observe(visit, needs)["channel_absmax"]
+            assert isinstance(seen, ChannelAbsMax)
+            found = ahead.pop(visit.stage)["channel_absmax"]
+            assert isinstance(found, ChannelAbsMax)
+            assert torch.equal(found.values, seen.values)
+            assert found.count == seen.count == TOKENS.numel()
+
+
+@torch.inference_mode()
+def test_looking_ahead_refuses_infinite_activations_by_block_and_linears(model: Path) -> None:
+    weights, ops = Weights(open_checkpoint(model)), TorchOps()
+    states = [State(torch.full((1, 3, 64), float("inf")))]
+    with pytest.raises(NonFiniteError, match=r"block 1, input of self_attn\.q_proj, self_attn\.k_proj"):
+        look_ahead(weights.block(1, ops), 1, weights.model.flow, states, frozenset({"channel_absmax"}))

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from unit.evaluation.made import benchmark, evaluation, inspection, layers, quantization, size
+from unit.evaluation.made import benchmark, evaluation, inspection, layers, quantization, size, transforms
 from zeropoint.evaluation.results import Text
 from zeropoint.report.terminal import benched, evaluated, inspected, quantized, size_table
 
@@ -115,6 +115,22 @@ def test_fallbacks_are_named_and_counted() -> None:
     many = shown(quantized(quantization(fallbacks=25)))
     assert many.count("no calibration token reached it") == 10
     assert "and 15 more; --json names them all" in many
+
+
+def test_transforms_show_the_strengths_of_each_kind_of_input_and_what_they_did() -> None:
+    assert "smoothquant" not in shown(quantized(quantization()))
+    text = shown(quantized(msgspec.structs.replace(quantization(), transforms=transforms())))
+    assert line(text, "block outputs") == ["block outputs", "smoothquant", "x0.2 x0.25 x0.5"]
+    assert line(text, "q_proj k_proj") == ["q_proj k_proj x30", "smoothquant", "0.5 0.8 0.9"]
+    assert re.search(r"^o_proj x30 +smoothquant +0 0\.7 0\.7 +3 *$", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_stages_that_could_not_be_transformed_are_named() -> None:
+    rows = transforms(1, fallback="self_attn.v_proj feeds mlp.x too")
+    text = shown(quantized(msgspec.structs.replace(quantization(), transforms=rows)))
+    assert "not transformed, in 1 places:" in text
+    assert "model.layers.0, self_attn.o_proj: self_attn.v_proj feeds mlp.x too" in text
 
 
 def test_fallbacks_of_an_evaluated_model_are_named_too() -> None:

@@ -1,0 +1,106 @@
+"""Every file in transforms/ is found and held to the same contract."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from unit.transforms.blocks import Made, make
+from zeropoint import find
+from zeropoint.transforms import Rewritten
+
+METHODS = find.names("transforms")
+BLOCKS: dict[str, dict[str, Any]] = {
+    "grouped queries": {},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "one kv head": {"kv_heads": 1},
+    "no grouping, wide heads": {"kv_heads": 4, "head_dim": 24},
+    "bfloat16, biased": {"dtype": "bfloat16", "attention_bias": True, "mlp_bias": True},
+    "float16, biased": {"dtype": "float16", "attention_bias": True, "mlp_bias": True},
+    "bfloat16, two linears kept": {"dtype": "bfloat16", "kept": ("self_attn.v_proj", "mlp.gate_proj")},
+}
+STRENGTHS = (0.3, 1.0, None)
+"""None: the options' default."""
+
+
+@pytest.fixture(params=BLOCKS)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+    return make(tmp_path / "model", **BLOCKS[request.param]).with_outliers(4.0)
+
+
+def rewrite(method: str, made: Made, strength: float | None) -> Rewritten:
+    module: ModuleType = find.load("transforms", method)
+    options = module.Options() if strength is None else module.Options(strength=strength)
+    rewritten: Rewritten = module.transform(
+        made.block, made.flow, made.stats(module.NEEDS), options, made.trial().error
+    )
+    return rewritten
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_the_block_keeps_its_function_and_its_values_are_exact_as_written(
+    method: str, strength: float | None, made: Made
+) -> None:
+    got = rewrite(method, made, strength).block
+    expected = made.output()
+    assert any(not torch.equal(tensor, made.block.tensors[name]) for name, tensor in got.tensors.items())
+    assert float((made.output(got) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert got.tensors.keys() == made.block.tensors.keys()
+    for name, tensor in got.tensors.items():
+        assert tensor.dtype == torch.float32
+        assert tensor.shape == made.block.tensors[name].shape
+        if name in got.dtypes:
+            assert torch.equal(tensor, tensor.to(got.dtypes[name]).float()), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_strength_0_changes_nothing(method: str, made: Made) -> None:
+    got = rewrite(method, made, 0.0)
+    assert all(tensor is made.block.tensors[name] for name, tensor in got.block.tensors.items())
+    assert [note.strength for note in got.notes] == [0.0] * len(made.flow)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_every_stage_has_a_note(method: str, made: Made) -> None:
+    got = rewrite(method, made, None)
+    assert [note.linears for note in got.notes] == [stage.linears for stage in made.flow]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_the_default_never_ends_above_where_it_began(method: str, made: Made) -> None:
+    error = made.trial().error
+    assert error(rewrite(method, made, None).block) <= error(made.block)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_the_block_and_the_statistics_are_left_as_they_were(method: str, made: Made) -> None:
+    before = deepcopy(dict(made.block.tensors))
+    rewrite(method, made, None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.block.tensors.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@torch.inference_mode()
+def test_the_same_block_gives_the_same_bits_on_any_number_of_threads(method: str, made: Made) -> None:
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            found.append(rewrite(method, made, None).block.tensors)
+    finally:
+        torch.set_num_threads(threads)
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name])
+        assert torch.equal(tensor, found[2][name])
