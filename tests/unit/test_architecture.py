@@ -39,6 +39,7 @@ ORDER = (
     "inspection",
     "laboratory",
     "pipeline",
+    "comparison",
     "",
     "cli",
     "__main__",
