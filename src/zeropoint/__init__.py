@@ -18,6 +18,7 @@ from zeropoint.errors import InputError, ZeropointError
 from zeropoint.types import QParams, QTensor, Scheme
 
 if TYPE_CHECKING:
+    from zeropoint.comparison import compare
     from zeropoint.evaluation.run import evaluate
     from zeropoint.evaluation.speed import bench
     from zeropoint.inspection import inspect
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "quantize": "zeropoint.pipeline",
     "evaluate": "zeropoint.evaluation.run",
+    "compare": "zeropoint.comparison",
     "bench": "zeropoint.evaluation.speed",
     "inspect": "zeropoint.inspection",
     "inspect_inputs": "zeropoint.laboratory",
@@ -49,6 +51,7 @@ __all__ = [
     "Scheme",
     "ZeropointError",
     "bench",
+    "compare",
     "evaluate",
     "inspect",
     "inspect_inputs",

@@ -90,9 +90,7 @@ def quantize(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe.check()
     weights = Weights(open_checkpoint(model))
-    plans = resolve(recipe, linear_names(weights.model))
-    file_format = find.load("formats", recipe.format, error=RecipeError)
-    _refuse_early(weights, plans, file_format)
+    plans, file_format = _planned(weights, recipe)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if recipe.transforms or _needs(plans.values()) else None
     rows: list[LayerRow] = []
@@ -136,6 +134,23 @@ def quantize(
         result.save(writer.folder / RECORD)
         writer.commit()
     return result
+
+
+def require_fits(model: str | Path, recipe: Recipe) -> None:
+    """Refuse a recipe that `quantize` would refuse for this model before it begins; no weight and no text is read.
+
+    Raises: InputError, by one of its subclasses.
+    """
+    recipe.check()
+    _planned(Weights(open_checkpoint(model)), recipe)
+
+
+def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
+    """Return the plan of every linear and the format's module."""
+    plans = resolve(recipe, linear_names(weights.model))
+    file_format = find.load("formats", recipe.format, error=RecipeError)
+    _refuse_early(weights, plans, file_format)
+    return plans, file_format
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,25 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     return Recipe.from_dict(document, source=" --set ".join((source, *overrides)))
 
 
+def load_recipes(given: Iterable[str | Path | Recipe]) -> dict[str, Recipe]:
+    """Return recipes by name: that of the preset, of the file without its ending, or the one a Recipe gives itself.
+
+    Raises: RecipeError as `load_recipe`; for two of one name, or a name that cannot be that of a folder.
+    """
+    found: dict[str, Recipe] = {}
+    for each in given:
+        recipe = each if isinstance(each, Recipe) else load_recipe(each)
+        name = recipe.name if isinstance(each, Recipe) else Path(each).stem
+        if Path(name).name != name or not name.isprintable():
+            raise RecipeError(f"a recipe is called {name!r}, which cannot be the name of a folder; give it another one")
+        if name in found:
+            raise RecipeError(f"two recipes are called {name!r}; leave one out, or give it another name")
+        found[name] = recipe
+    if not found:
+        raise RecipeError(f"no recipe is given; there are {', '.join(presets())}, or give the path of a .toml file")
+    return found
+
+
 def _open_recipe(name_or_path: str | Path) -> tuple[str, str, str]:
     """Return the text of a recipe, its name in messages, and its name unless it gives one itself."""
     path = Path(name_or_path)

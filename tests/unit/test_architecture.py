@@ -40,6 +40,7 @@ ORDER = (
     "inspection",
     "laboratory",
     "pipeline",
+    "comparison",
     "",
     "cli",
     "__main__",

@@ -1,7 +1,7 @@
 """The command line: one file per command, found by listing this folder.
 
     exit code 0   done
-              1   a promise not kept: a verdict that --fail-on asked about
+              1   a promise not kept: a verdict that --fail-on asked about, a recipe of compare that failed
               2   the user's input, its message one sentence on stderr
               3   a fault of ours or of the machine
             130   stopped by Ctrl-C; 143 by SIGTERM; 141 because nobody reads stdout any more

@@ -435,6 +435,66 @@ class Bench(Result, frozen=True, kw_only=True, tag="bench", tag_field="result"):
     machine: str
 
 
+class ComparisonRow(Result, frozen=True, kw_only=True):
+    """One model of a comparison: the float one, whose recipe is None, or what a recipe made of it.
+
+    name: how the recipe is called, or the float model's file. recipe: every value spelled out. error: why there are no
+    numbers, or None. folder: where the model is kept, or None. reused: it was there already. What a model lost, and
+    what its intervals are, is as in Evaluation; for the float one it is None, but for its perplexity. Speeds and
+    peak_memory_bytes are as in ModelSpeed, None where they were not measured. quantize_s: also of a model that was
+    reused, from its record.
+    """
+
+    name: str
+    recipe: dict[str, Any] | None = None
+    error: str | None = None
+    folder: str | None = None
+    reused: bool = False
+    size: Size | None = None
+    kl_mean: float | None = None
+    kl_interval95: Interval95 | None = None
+    perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    ratio_interval95: Interval95 | None = None
+    top1_agreement: float | None = None
+    top1_interval95: Interval95 | None = None
+    peak_memory_bytes: int | None = None
+    prefill_tokens_per_s: Spread | None = None
+    decode_tokens_per_s: Spread | None = None
+    quantize_s: float | None = None
+    fallbacks: tuple[str, ...] = ()
+
+
+class Comparison(Result, frozen=True, kw_only=True, tag="comparison", tag_field="result"):
+    """What `zeropoint compare` measured. rows: the float model, then every recipe in the order given.
+
+    text: what all were judged on; tokens: predictions judged. runtime: what ran them, None if nothing could be judged.
+    runs, prompt_tokens, tokens_decoded, context_tokens: as in Bench; runs is 0 when speeds were not asked for.
+    speed_error: why there are no speeds although they were, or None.
+    """
+
+    zeropoint: str
+    model: str
+    rows: tuple[ComparisonRow, ...]
+    text: Text
+    tokens: int
+    runtime: str | None
+    runs: int
+    prompt_tokens: int
+    tokens_decoded: int
+    context_tokens: int
+    threads: int
+    speed_error: str | None
+    elapsed_s: float
+    versions: dict[str, str]
+    machine: str
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for is there."""
+        return self.speed_error is None and all(row.error is None for row in self.rows)
+
+
 class Generation(Result, frozen=True, kw_only=True, tag="generation", tag_field="result"):
     """What `zeropoint generate` said.
 

@@ -69,6 +69,68 @@ def bench(
         a process that measures dies.
     """
     started_s = time.perf_counter()
+    found = measure_speeds(
+        (model, *([] if against is None else [against])),
+        prompt_tokens=prompt_tokens,
+        tokens=tokens,
+        runs=runs,
+        threads=threads,
+        embeddings=embeddings,
+        activations=activations,
+        kv_cache=kv_cache,
+        progress=progress,
+    )
+    return Bench(
+        zeropoint=zeropoint.__version__,
+        model=found.models[0],
+        against=found.models[1] if against is not None else None,
+        prefill_ratio=_ratio(found.prefill),
+        decode_ratio=_ratio(found.decode),
+        bandwidth_bytes_per_s=_spread(found.bandwidths),
+        prompt_tokens=prompt_tokens,
+        context_tokens=CONTEXT,
+        tokens=tokens,
+        runs=runs,
+        threads=found.threads,
+        isa=found.isa,
+        activations=activations,
+        elapsed_s=time.perf_counter() - started_s,
+        versions=versions(),
+        machine=machine(),
+    )
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was measured of several models in the same rounds.
+
+    prefill, decode: tokens per second, of each model in each round. bandwidths: bytes per second, of each round.
+    """
+
+    models: tuple[ModelSpeed, ...]
+    prefill: tuple[Sequence[float], ...]
+    decode: tuple[Sequence[float], ...]
+    bandwidths: Sequence[float]
+    threads: int
+    isa: str
+
+
+def measure_speeds(
+    models: Sequence[str | Path],
+    *,
+    prompt_tokens: int,
+    tokens: int,
+    runs: int,
+    threads: int | None = None,
+    embeddings: Embeddings | None = None,
+    activations: Literal["int8", "float"] = "int8",
+    kv_cache: CacheDtype | None = None,
+    progress: ProgressCallback | None = None,
+) -> Speeds:
+    """Measure models in turns; all of them are in memory at once, each in a process of its own.
+
+    The options and what is raised are those of `bench`.
+    """
     for name, count in (("prompt_tokens", prompt_tokens), ("tokens", tokens), ("runs", runs), ("threads", threads)):
         if count is not None and count < 1:
             raise InputError(f"{name} is {count}; it must be 1 or more")
@@ -76,7 +138,7 @@ def bench(
     threads = threads or _native.usable_cores()
     with ExitStack() as stack:
         measured: list[_Measured] = []
-        for path in (model, *([] if against is None else [against])):
+        for path in models:
             asked = Model(
                 path=str(path),
                 threads=threads,
@@ -94,25 +156,14 @@ def bench(
             _round(measured, prompt_tokens, tokens)
             bandwidths.append(_native.Pool(threads).stream(STREAM_BYTES, STREAM_TRIES))
             report(Progress("bench", run + 2, runs + 1, f"run {run + 1}"))
-        speeds = [each.result(tokens, bandwidths) for each in measured]
-    return Bench(
-        zeropoint=zeropoint.__version__,
-        model=speeds[0],
-        against=speeds[1] if against is not None else None,
-        prefill_ratio=_ratio([each.prefill for each in measured]),
-        decode_ratio=_ratio([each.decode for each in measured]),
-        bandwidth_bytes_per_s=_spread(bandwidths),
-        prompt_tokens=prompt_tokens,
-        context_tokens=CONTEXT,
-        tokens=tokens,
-        runs=runs,
-        threads=threads,
-        isa=measured[0].loaded.isa,
-        activations=activations,
-        elapsed_s=time.perf_counter() - started_s,
-        versions=versions(),
-        machine=machine(),
-    )
+        return Speeds(
+            models=tuple(each.result(tokens, bandwidths) for each in measured),
+            prefill=tuple(each.prefill for each in measured),
+            decode=tuple(each.decode for each in measured),
+            bandwidths=bandwidths,
+            threads=threads,
+            isa=measured[0].loaded.isa,
+        )
 
 
 @dataclass

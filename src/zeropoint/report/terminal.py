@@ -4,6 +4,7 @@
     quantized(result)       what `zeropoint quantize` made: the layers by kind, the bytes, the fallbacks by name
     inspected(result)       what is in a checkpoint
     benched(result)         how fast `zeropoint bench` found a model, or two side by side
+    compared(result)        what each recipe of `zeropoint compare` made of a model, two lines for each
 
 Each returns one renderable; cli/console.py prints it. Names come from files that anybody may have written: they are
 shown as text, never as markup, and without control characters.
@@ -12,7 +13,7 @@ shown as text, never as markup, and without control characters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from rich.text import Text
 
 from zeropoint.evaluation.results import (
     Bench,
+    Comparison,
+    ComparisonRow,
     Evaluation,
     Inspection,
     Interval95,
@@ -332,6 +335,83 @@ def _quotient(values: Sequence[float]) -> list[str]:
     return [_times(values[0] / values[1]) if values[1] else "-"]
 
 
+# compare
+
+
+def compared(result: Comparison) -> RenderableType:
+    """Return a row for the float model and each recipe; every row has two lines, so that all fits 80 columns."""
+    table = _table(
+        "recipe\n  time", "KL, nats\n95 %", "perplexity\n95 %", "top-1\n95 %", "file\nbits", "memory", "prefill\ndecode"
+    )
+    for column in table.columns[1:]:
+        column.no_wrap = True  # a long name is broken, numbers are not
+    for row in result.rows:
+        first, second = _compared_row(row)
+        _add(table, *first)
+        if second:
+            _add(table, *second, style="dim")
+    notes = [
+        *(f"{_plain(row.name)} failed: {_plain(row.error)}" for row in result.rows if row.error is not None),
+        *([] if result.speed_error is None else [f"speeds could not be measured: {_plain(result.speed_error)}"]),
+    ]
+    fallbacks = [f"{row.name}: {fallback}" for row in result.rows for fallback in row.fallbacks]
+    return Group(
+        table,
+        Text(),
+        *(Text(note, style=WORST) for note in notes),
+        *_named_fallbacks("fallbacks:", fallbacks),
+        Text("\n".join(_compared_how(result)), style="dim"),
+    )
+
+
+def _compared_row(row: ComparisonRow) -> tuple[list[str], list[str]]:
+    """Return the cells of the two lines."""
+    if row.error is not None:
+        return [row.name, "failed"], []
+    is_float = row.recipe is None
+    ratio = row.perplexity if is_float else row.perplexity_ratio
+    speeds = [row.prefill_tokens_per_s, row.decode_tokens_per_s]
+    prefill, decode = ("-" if speed is None else _speed(speed.median) for speed in speeds)
+    made = "" if row.quantize_s is None else f"  {_duration(row.quantize_s)}{' *' if row.reused else ''}"
+    first = [
+        row.name,
+        "-" if row.kl_mean is None else _nats(row.kl_mean),
+        "-" if ratio is None else f"{ratio:,.3f}" if is_float else f"x{ratio:,.3f}",
+        "-" if row.top1_agreement is None else _percent(row.top1_agreement),
+        "-" if row.size is None else _bytes(row.size.total_bytes),
+        "-" if row.peak_memory_bytes is None else _bytes(row.peak_memory_bytes),
+        prefill,
+    ]
+    bits = _bits(None if row.size is None else _bits_of_linears(row.size))
+    top1 = _range(row.top1_interval95, 1, factor=100)
+    return first, [made, _range(row.kl_interval95, 4), _range(row.ratio_interval95, 3), top1, bits, "", decode]
+
+
+def _range(interval: Interval95 | None, digits: int, *, factor: int = 1) -> str:
+    return "" if interval is None else "-".join(f"{factor * bound:,.{digits}f}" for bound in interval)
+
+
+def _compared_how(result: Comparison) -> Iterator[str]:
+    """Yield the lines that say what the numbers are."""
+    text = result.text
+    yield (
+        f"{result.tokens:,} tokens, {text.windows:,} windows of {text.length:,}, of {_plain(text.name)}"
+        f"{'' if result.runtime is None else f'; {_plain(result.runtime)}'}"
+    )
+    if text.note:
+        yield _plain(text.note)
+    yield "KL, perplexity (x: of the float model's) and top-1 with 95 % intervals; bits of a weight in the linears"
+    if any(row.prefill_tokens_per_s is not None for row in result.rows):
+        yield (
+            f"prefill of {result.prompt_tokens:,}, decoding of {result.tokens_decoded:,} after "
+            f"{result.context_tokens}: tokens per s, median of {result.runs:,} in turns"
+        )
+    if any(row.reused for row in result.rows):
+        yield "* made earlier and used again"
+    yield f"{_plain(result.model)}; {result.threads} thread{'s' * (result.threads != 1)}; {_duration(result.elapsed_s)}"
+    yield _plain(result.machine)
+
+
 # size
 
 
@@ -360,7 +440,19 @@ def size_table(size: Size, *, source_bytes: int | None = None) -> Table:
 
 # Cells
 
-WORDS = ("", "layers", "layer", "tensor", "shape", "scheme", "rounding", "transform", "stored as", "size")
+WORDS = (
+    "",
+    "recipe\n  time",
+    "layers",
+    "layer",
+    "tensor",
+    "shape",
+    "scheme",
+    "rounding",
+    "transform",
+    "stored as",
+    "size",
+)
 """Columns of words, aligned to the left; numbers are aligned to the right."""
 
 

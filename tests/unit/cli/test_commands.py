@@ -19,6 +19,8 @@ from zeropoint import cli
 from zeropoint.errors import CheckpointError
 from zeropoint.evaluation.results import (
     Bench,
+    Comparison,
+    ComparisonRow,
     Evaluation,
     Generation,
     InputInspection,
@@ -64,6 +66,7 @@ NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[24
 INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
 INPUTS = filled(InputInspection)
 BENCHED = filled(Bench, against=None, prefill_ratio=None, decode_ratio=None)
+COMPARED = filled(Comparison, rows=[filled(ComparisonRow, name="m"), filled(ComparisonRow, name="w8a16", recipe={})])
 
 
 def evaluation(verdict: Verdict) -> Evaluation:
@@ -282,6 +285,7 @@ COMMANDS = {
     "inspect o --layer *": ("zeropoint.laboratory.inspect_inputs", INPUTS),
     "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
     "bench o": ("zeropoint.evaluation.speed.bench", BENCHED),
+    "compare m --recipes w8a16": ("zeropoint.comparison.compare", COMPARED),
 }
 
 
@@ -382,6 +386,50 @@ def test_bench_refuses_an_option_out_of_range(option: str, stand_in: Stand, capf
     assert cli.main(["bench", "o", *option.split()]) == 2
     assert f"Invalid value for '{option.split(maxsplit=1)[0]}'" in capfd.readouterr().err
     assert calls == []
+
+
+# compare
+
+
+def test_compare_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.comparison.compare", COMPARED)
+    assert cli.main(["compare", "m", "--recipes", "w8a16"]) == 0
+    given: dict[str, object] = {
+        "recipes": ["w8a16"],
+        "calibration": None,
+        "text": None,
+        "max_windows": 32,
+        "runs": 5,
+        "speed": True,
+        "threads": None,
+        "keep": None,
+    }
+    assert calls == [((Path("m"),), given)]
+    calls.clear()
+    line = "compare m --recipes w8a16,w4a16 --recipes w3a16, --calibration c.txt --text t.txt --max-windows 3 --runs 2"
+    assert cli.main([*line.split(), "--no-speed", "--threads", "3", "--keep", "k"]) == 0
+    given = {
+        "recipes": ["w8a16", "w4a16", "w3a16"],
+        "calibration": Path("c.txt"),
+        "text": Path("t.txt"),
+        "max_windows": 3,
+        "runs": 2,
+        "speed": False,
+        "threads": 3,
+        "keep": Path("k"),
+    }
+    assert calls == [((Path("m"),), given)]
+    capfd.readouterr()
+
+
+@pytest.mark.parametrize("fault", ["row", "speeds"])
+@pytest.mark.parametrize("form", ["", "--json"])
+def test_what_is_missing_in_a_comparison_is_exit_code_1(fault: str, form: str, stand_in: Stand, capfd: Streams) -> None:
+    failed = filled(ComparisonRow, name="w8a16", recipe={}, error="it does not fit")
+    changes = {"rows": (COMPARED.rows[0], failed)} if fault == "row" else {"speed_error": "it does not fit"}
+    stand_in("zeropoint.comparison.compare", msgspec.structs.replace(COMPARED, **changes))
+    assert cli.main(["compare", "m", "--recipes", "w8a16", *form.split()]) == 1
+    assert "it does not fit" in capfd.readouterr().out
 
 
 # generate

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from zeropoint.evaluation.results import (
     Bench,
+    Comparison,
+    ComparisonRow,
     Evaluation,
     Inspection,
     LayerRow,
@@ -19,6 +25,15 @@ from zeropoint.evaluation.results import (
 )
 
 KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+LOST: dict[str, Any] = {
+    "kl_mean": 0.159,
+    "kl_interval95": (0.1424, 0.1751),
+    "perplexity": 17.755,
+    "perplexity_ratio": 1.146,
+    "ratio_interval95": (1.1312, 1.1609),
+    "top1_agreement": 0.807,
+    "top1_interval95": (0.802, 0.8121),
+}
 VERSIONS = {"python": "3.11.2", "torch": "2.13.0"}
 
 
@@ -212,3 +227,38 @@ def benchmark(*, against: bool = True) -> Bench:
         versions=VERSIONS,
         machine="AMD EPYC 7763, 2 cores, Linux x86_64",
     )
+
+
+def comparison(*, speeds: bool = True, **changes: object) -> Comparison:
+    """The float model, a recipe, one that was reused and one that failed."""
+    measured: dict[str, object] = {
+        "prefill_tokens_per_s": speed().prefill_tokens_per_s,
+        "decode_tokens_per_s": speed().decode_tokens_per_s,
+        "peak_memory_bytes": 150_000_000,
+    }
+    rows = [
+        ComparisonRow(name="SmolLM2-135M", size=size(quantized=False), perplexity=15.493),
+        ComparisonRow(name="w4a16", recipe={"name": "w4a16"}, quantize_s=199.1, size=size(), **LOST),
+        ComparisonRow(name="w8a8_static", recipe={"name": "x"}, reused=True, quantize_s=8.2, size=size(), **LOST),
+    ]
+    if speeds:
+        rows = [msgspec.structs.replace(row, **measured) for row in rows]
+    rows.append(ComparisonRow(name="wide", recipe={}, error="64 columns do not split into groups of 40"))
+    fields: dict[str, object] = {
+        "zeropoint": "0.1.0",
+        "model": "models/SmolLM2-135M",
+        "rows": tuple(rows),
+        "text": Text(name="held-out.txt", sha256="cd" * 32, windows=32, length=512, note="32 of 178 windows"),
+        "tokens": 16_352,
+        "runtime": "native, avx2",
+        "runs": 5 if speeds else 0,
+        "prompt_tokens": 512,
+        "tokens_decoded": 128,
+        "context_tokens": 32,
+        "threads": 2,
+        "speed_error": None,
+        "elapsed_s": 612.0,
+        "versions": VERSIONS,
+        "machine": "AMD EPYC, 2 cores, Linux x86_64",
+    }
+    return Comparison(**{**fields, **changes})  # type: ignore[arg-type]

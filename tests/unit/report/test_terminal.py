@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from rich.console import Console, RenderableType
 
-from unit.evaluation.made import benchmark, evaluation, inspection, layers, quantization, size, transforms
+from unit.evaluation.made import benchmark, comparison, evaluation, inspection, layers, quantization, size, transforms
 from zeropoint.evaluation.results import Text
-from zeropoint.report.terminal import benched, evaluated, inspected, quantized, size_table
+from zeropoint.report.terminal import benched, compared, evaluated, inspected, quantized, size_table
 
 
 def shown(renderable: RenderableType, width: int = 80, *, colour: bool = False) -> str:
@@ -211,6 +211,32 @@ def test_one_model_alone_has_no_ratio() -> None:
     assert line(text, "peak memory") == ["peak memory", "150.0 MB"]
 
 
+def test_recipes_stand_below_the_float_model_with_their_intervals() -> None:
+    text = shown(compared(comparison()))
+    rows = [re.split(r"\s{2,}", row.strip()) for row in text.splitlines()]
+    assert rows[2] == ["SmolLM2-135M", "-", "15.493", "-", "269.1 MB", "150.0 MB", "5,501.2"]
+    assert rows[3] == ["16.000", "271.5"]
+    assert rows[4] == ["w4a16", "0.1590", "x1.146", "80.7 %", "113.1 MB", "150.0 MB", "5,501.2"]
+    assert rows[5] == ["3 min 19 s", "0.1424-0.1751", "1.131-1.161", "80.2-81.2", "4.250", "271.5"]
+    assert rows[6][0] == "w8a8_static"
+    assert rows[7][0] == "8.2 s *"
+    assert rows[8] == ["wide", "failed"]
+    said = " ".join(text.split())
+    assert "wide failed: 64 columns do not split into groups of 40" in said
+    assert "* made earlier and used again" in said
+    assert "16,352 tokens, 32 windows of 512, of held-out.txt; native, avx2" in said
+    assert "32 of 178 windows" in said
+    assert "tokens per s, median of 5 in turns" in said
+
+
+def test_a_comparison_without_speeds_says_why() -> None:
+    text = shown(compared(comparison(speeds=False)))
+    assert line(text, "w4a16") == ["w4a16", "0.1590", "x1.146", "80.7 %", "113.1 MB", "-", "-"]
+    assert "median" not in text
+    failed = shown(compared(comparison(speeds=False, speed_error="a process was ended by SIGKILL")))
+    assert "speeds could not be measured: a process was ended by SIGKILL" in failed
+
+
 @pytest.mark.parametrize("width", [80, 100, 200])
 @pytest.mark.parametrize("all_rows", [False, True])
 def test_tables_fit_the_terminal_and_are_plain_in_a_pipe(width: int, all_rows: bool) -> None:
@@ -219,6 +245,8 @@ def test_tables_fit_the_terminal_and_are_plain_in_a_pipe(width: int, all_rows: b
         quantized(quantization(fallbacks=2), all_rows=all_rows),
         inspected(inspection(), all_rows=all_rows),
         benched(benchmark()),
+        compared(comparison()),
+        compared(comparison(speeds=False)),
     ):
         text = shown(made, width)
         assert max(map(len, text.splitlines())) <= width
