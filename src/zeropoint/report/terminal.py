@@ -372,9 +372,9 @@ def _compared_row(row: ComparisonRow) -> tuple[list[str], list[str]]:
     ratio = row.perplexity if is_float else row.perplexity_ratio
     speeds = [row.prefill_tokens_per_s, row.decode_tokens_per_s]
     prefill, decode = ("-" if speed is None else _speed(speed.median) for speed in speeds)
-    made = "" if row.quantize_s is None else f"  {_duration(row.quantize_s)}{' *' if row.reused else ''}"
+    made = "" if row.quantize_s is None else f"  {_duration(row.quantize_s)}"
     first = [
-        row.name,
+        f"{row.name}*" if row.reused else row.name,
         "-" if row.kl_mean is None else _nats(row.kl_mean),
         "-" if ratio is None else f"{ratio:,.3f}" if is_float else f"x{ratio:,.3f}",
         "-" if row.top1_agreement is None else _percent(row.top1_agreement),
@@ -400,7 +400,7 @@ def _compared_how(result: Comparison) -> Iterator[str]:
     )
     if text.note:
         yield _plain(text.note)
-    yield "KL, perplexity (x: of the float model's) and top-1 with 95 % intervals; bits of a weight in the linears"
+    yield "x: times the float model's; 95 %: intervals; bits: of a weight in the linears"
     if any(row.prefill_tokens_per_s is not None for row in result.rows):
         yield (
             f"prefill of {result.prompt_tokens:,}, decoding of {result.tokens_decoded:,} after "

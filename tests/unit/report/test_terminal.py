@@ -218,8 +218,8 @@ def test_recipes_stand_below_the_float_model_with_their_intervals() -> None:
     assert rows[3] == ["16.000", "271.5"]
     assert rows[4] == ["w4a16", "0.1590", "x1.146", "80.7 %", "113.1 MB", "150.0 MB", "5,501.2"]
     assert rows[5] == ["3 min 19 s", "0.1424-0.1751", "1.131-1.161", "80.2-81.2", "4.250", "271.5"]
-    assert rows[6][0] == "w8a8_static"
-    assert rows[7][0] == "8.2 s *"
+    assert rows[6][0] == "w8a8_static*"
+    assert rows[7][0] == "8.2 s"
     assert rows[8] == ["wide", "failed"]
     said = " ".join(text.split())
     assert "wide failed: 64 columns do not split into groups of 40" in said
