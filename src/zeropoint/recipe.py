@@ -7,6 +7,9 @@
     [weights]                            # every linear of the decoder blocks; embeddings and lm_head stay float
     bits = 4
 
+    [activations]                        # what those linears read is rounded too; "float", the default, leaves it
+    dynamic = true
+
     [[rules]]                            # exceptions; of the rules that match a layer the last one counts
     layers = "*.down_proj"               # full layer names: a glob, "re:" and a regular expression, or a list of them
     weights = { bits = 8 }               # overrides only the keys that it gives; or: keep_float = true
@@ -34,14 +37,20 @@ import msgspec
 from zeropoint import find, toml
 from zeropoint.errors import RecipeError
 from zeropoint.toml import Place
-from zeropoint.types import Embeddings, KVCache, Scheme
+from zeropoint.types import Embeddings, InputScheme, KVCache, Scheme
 
 ChoiceKind: TypeAlias = Literal["qparams.ranges", "rounding", "transforms"]
 """The folders that a recipe chooses methods from."""
 
-_FOLDERS: dict[str, ChoiceKind] = {"range": "qparams.ranges", "rounding": "rounding"}
+_FOLDERS: dict[str, ChoiceKind] = {
+    "range": "qparams.ranges",
+    "rounding": "rounding",
+    "activation_range": "qparams.ranges",
+}
 _LISTS = ("rules", "transforms")
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
+_INPUT_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=8, le=8)]}
+_FLOAT: Literal["float"] = "float"
 _PLAIN: dict[str, Any] = {"kv_cache": KVCache, "embeddings": Embeddings}
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -79,8 +88,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An exception for the layers that match one of the patterns.
 
     layers: globs, or regular expressions after "re:", that cover the whole name of a layer. keep_float: leave them as
-    they are. weights, range, rounding: the keys that differ from the recipe's own. A rule that gives nothing but layers
-    puts them back to the recipe's own plan.
+    they are. The others: the keys that differ from the recipe's own; activations may be "float". A rule that gives
+    nothing but layers puts them back to the recipe's own plan.
     """
 
     layers: tuple[str, ...]
@@ -88,6 +97,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: dict[str, Any] = {}
     range: dict[str, Any] = {}
     rounding: dict[str, Any] = {}
+    activations: dict[str, Any] | Literal["float"] = {}
+    activation_range: dict[str, Any] = {}
 
     def matches(self, layer: str) -> bool:
         """Say whether one of the patterns covers the full name of the layer."""
@@ -97,13 +108,22 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_MINMAX = Choice("minmax")
+
+
 @dataclass(frozen=True)
 class LayerPlan:
-    """What a recipe says about one layer."""
+    """What a recipe says about one layer.
+
+    activations: how its input is rounded when the model runs, None where it stays float. activation_range: the rule
+    that finds the range of a static scheme.
+    """
 
     scheme: Scheme
     range: Choice
     rounding: Choice
+    activations: InputScheme | None = None
+    activation_range: Choice = _MINMAX
 
 
 _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
@@ -112,10 +132,10 @@ _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that decides how a model is quantized; the module's docstring shows the keys.
 
-    format: the file in formats/ that writes the result. transforms: of every block, in their order. kv_cache,
-    embeddings: what the runtime rounds besides the weights unless it is asked otherwise; the output's config.json says
-    so, and no tensor changes. The values are checked and brought to one form however a recipe is made, so that two
-    recipes that mean the same are equal.
+    format: the file in formats/ that writes the result. activations: None, "float" in a file, leaves them float.
+    transforms: of every block, in their order. kv_cache, embeddings: what the runtime rounds besides the weights unless
+    it is asked otherwise; the output's config.json says so, and no tensor changes. The values are checked and brought
+    to one form however a recipe is made, so that two recipes that mean the same are equal.
     Raises: RecipeError naming the key, what was got and what is allowed.
     """
 
@@ -125,6 +145,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weights: Scheme = _DEFAULT.scheme
     range: Choice = _DEFAULT.range
     rounding: Choice = _DEFAULT.rounding
+    activations: InputScheme | None = None
+    activation_range: Choice = _DEFAULT.activation_range
     rules: tuple[Rule, ...] = ()
     transforms: tuple[Choice, ...] = ()
     calibration: Calibration = Calibration()
@@ -142,7 +164,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a TOML document, every value spelled out; `from_dict` returns an equal recipe."""
-        return {key: _plain(getattr(self, key)) for key in self.__struct_fields__}
+        table = {key: _plain(getattr(self, key)) for key in self.__struct_fields__}
+        return table | {"activations": _FLOAT if self.activations is None else table["activations"]}
 
     def to_toml(self) -> str:
         """Return the recipe as TOML text, for the record."""
@@ -151,7 +174,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def plan(self, rule: Rule | None = None) -> LayerPlan:
         """Return the plan of the layers that `rule` decides about, by default of those that no rule matches."""
         if rule is None:
-            return LayerPlan(self.weights, self.range, self.rounding)
+            return LayerPlan(self.weights, self.range, self.rounding, self.activations, self.activation_range)
         return _merge(self.plan(), rule, Place(f"recipe {self.name}"))
 
     def check(self) -> None:
@@ -291,6 +314,10 @@ def _override(
                 table[keys[end - 1]] = {"method": table[keys[end - 1]]}
     if keys[0] == "transforms" and len(keys) > 1 and document.get("transforms"):  # and so does ["smoothquant"]
         document["transforms"] = _as_tables(document["transforms"])
+    if len(keys) > 1 and keys[-2] == "activations":  # of what was float, too
+        table = toml.table_at(document, keys[:-2], lists=_LISTS)
+        if isinstance(table, dict) and table.get("activations") == _FLOAT:
+            table["activations"] = {}
     node = toml.table_at(document, keys[:-1], lists=_LISTS)
     if isinstance(node, dict):
         stale: list[str] = []
@@ -298,6 +325,8 @@ def _override(
             stale = list(node)
         if keys[-1] == "granularity" and value != "group":
             stale = ["group_size"]
+        if keys[-2:] == ("activations", "dynamic") and value is True:
+            stale = ["symmetric"]
         for key in stale:
             if (*keys[:-1], key) not in asked:
                 node.pop(key, None)
@@ -318,6 +347,8 @@ def _read_recipe(table: object, place: Place) -> dict[str, Any]:
         fields.get("weights", _DEFAULT.scheme),
         fields.get("range", _DEFAULT.range),
         fields.get("rounding", _DEFAULT.rounding),
+        fields.get("activations"),
+        fields.get("activation_range", _DEFAULT.activation_range),
     )
     for index, rule in enumerate(fields.get("rules", ())):
         _merge(plan, rule, place.at("rules", str(index)))
@@ -328,7 +359,9 @@ def _read_field(key: str, value: object, place: Place) -> object:
     match key:
         case "weights":
             return _merge_scheme(_DEFAULT.scheme, _read_scheme_keys(value, place), place)
-        case "range" | "rounding":
+        case "activations":
+            return _merge_input(None, _read_input_keys(value, place) or {"bits": InputScheme().bits}, place)
+        case "range" | "rounding" | "activation_range":
             return _merge_choice(getattr(_DEFAULT, key), _read_choice_keys(_FOLDERS[key], value, place))
         case "rules":
             return tuple(_read_rule(rule, at) for rule, at in _items(value, place))
@@ -373,7 +406,7 @@ def _read_rule(table: object, place: Place) -> Rule:
     for pattern in layers:
         _check_pattern(pattern, place.at("layers"))
     keep_float = toml.read_value(bool, given.get("keep_float", False), place.at("keep_float"))
-    differs = [key for key in ("weights", *_FOLDERS) if given.get(key)]
+    differs = [key for key in ("weights", "activations", *_FOLDERS) if given.get(key)]
     if keep_float and differs:
         raise RecipeError(f"{place} keeps its layers float and gives {' and '.join(differs)}; leave one of the two out")
     return Rule(
@@ -382,6 +415,10 @@ def _read_rule(table: object, place: Place) -> Rule:
         weights=_read_scheme_keys(given.get("weights", {}), place.at("weights")),
         range=_read_choice_keys("qparams.ranges", given.get("range", {}), place.at("range")),
         rounding=_read_choice_keys("rounding", given.get("rounding", {}), place.at("rounding")),
+        activations=_read_input_keys(given.get("activations", {}), place.at("activations")),
+        activation_range=_read_choice_keys(
+            "qparams.ranges", given.get("activation_range", {}), place.at("activation_range")
+        ),
     )
 
 
@@ -394,6 +431,14 @@ def _check_pattern(pattern: str, place: Place) -> None:
 
 def _read_scheme_keys(table: object, place: Place) -> dict[str, Any]:
     return toml.read_table(Scheme, table, place, limits=_SCHEME_LIMITS)
+
+
+def _read_input_keys(value: object, place: Place) -> dict[str, Any] | Literal["float"]:
+    if value == _FLOAT:
+        return _FLOAT
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{place} is {value!r}; allowed is 'float', or a table such as {{ dynamic = true }}")
+    return toml.read_table(InputScheme, value, place, limits=_INPUT_LIMITS)
 
 
 def _read_choice_keys(kind: ChoiceKind, value: object, place: Place) -> dict[str, Any]:
@@ -417,6 +462,8 @@ def _merge(plan: LayerPlan, rule: Rule, place: Place) -> LayerPlan:
         _merge_scheme(plan.scheme, rule.weights, place.at("weights")),
         _merge_choice(plan.range, rule.range),
         _merge_choice(plan.rounding, rule.rounding),
+        _merge_input(plan.activations, rule.activations, place.at("activations")),
+        _merge_choice(plan.activation_range, rule.activation_range),
     )
 
 
@@ -430,6 +477,24 @@ def _merge_scheme(scheme: Scheme, given: Mapping[str, Any], place: Place) -> Sch
             "leave it out, or write granularity = 'group'"
         )
     return replace(merged, group_size=None)
+
+
+def _merge_input(
+    scheme: InputScheme | None, given: Mapping[str, Any] | Literal["float"], place: Place
+) -> InputScheme | None:
+    if isinstance(given, str):
+        return None
+    if not given:
+        return scheme
+    merged = replace(scheme or InputScheme(), **given)
+    if not merged.dynamic:
+        return merged
+    if given.get("symmetric") is False:
+        raise RecipeError(
+            f"{place.at('symmetric')} is False, but a dynamic scale goes with zero point 0; leave it out, or write "
+            "dynamic = false"
+        )
+    return replace(merged, symmetric=True)
 
 
 def _merge_choice(choice: Choice, given: Mapping[str, Any]) -> Choice:
@@ -447,9 +512,9 @@ def _load_options(kind: ChoiceKind, choice: Choice, place: Place) -> msgspec.Str
 def _plain(value: object) -> object:
     """Return a part of a recipe as TOML has it; what is no part of a recipe comes back as it is, to be refused."""
     match value:
-        case Scheme():
+        case Scheme() | InputScheme():
             table = asdict(value)
-            if value.granularity != "group" or value.group_size is None:
+            if isinstance(value, Scheme) and (value.granularity != "group" or value.group_size is None):
                 del table["group_size"]
             return table
         case Choice():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from zeropoint.recipe import (
     presets,
     resolve,
 )
-from zeropoint.types import Scheme
+from zeropoint.types import InputScheme, Scheme
 
 LAYERS = [
     f"model.layers.{block}.{name}"
@@ -58,11 +59,16 @@ def test_every_preset_loads_under_its_own_name_and_its_options_are_known(name: s
 
 
 def test_the_presets_are_those_promised() -> None:
-    assert presets() == ("w3a16", "w4a16", "w4a16_asym", "w8a16")
+    assert presets() == ("w3a16", "w4a16", "w4a16_asym", "w4a8", "w8a16", "w8a8", "w8a8_static")
     assert load_recipe("w4a16").weights == Scheme(4, True, "group", 64)
     assert load_recipe("w4a16_asym").weights == Scheme(4, False, "group", 64)
     assert load_recipe("w3a16").weights == Scheme(3, True, "group", 64)
     assert load_recipe("w8a16").plan() == LayerPlan(Scheme(8, True, "channel", None), Choice("minmax"), Choice("rtn"))
+    whole_rows, dynamic = load_recipe("w8a16").plan(), InputScheme(8, dynamic=True, symmetric=True)
+    assert load_recipe("w8a8").plan() == replace(whole_rows, activations=dynamic)
+    static = InputScheme(8, dynamic=False, symmetric=False)
+    assert load_recipe("w8a8_static").plan() == replace(whole_rows, activations=static)
+    assert load_recipe("w4a8").plan() == replace(load_recipe("w4a16").plan(), activations=dynamic)
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
@@ -71,7 +77,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
     assert "did you mean 'w4a16'?" in message
     assert all(name in message for name in presets())
     with pytest.raises(RecipeError, match=r"did you mean 'w8a16'"):
-        preset_text("w8a8")
+        preset_text("w8a17")
 
 
 # Files
@@ -168,6 +174,21 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str, tmp_path_factory: pyt
         ({"rules": [{"layers": "re:(q"}]}, ["rules.0.layers: 're:(q' is no regular expression"]),
         ({"rules": [{"layers": "*", "keep_float": "yes"}]}, ["rules.0.keep_float is 'yes'", "true or false"]),
         ({"rules": [{"layers": "*", "keep_float": True, "weights": {"bits": 8}}]}, ["rules.0", "float", "weights"]),
+        ({"activations": "int8"}, ["activations is 'int8'", "'float', or a table"]),
+        ({"activations": {"bits": 4}}, ["activations.bits is 4", "a whole number from 8 to 8"]),
+        ({"activations": {"dynamic": 1}}, ["activations.dynamic is 1", "true or false"]),
+        ({"activations": {"static": True}}, ["activations.static is not a key"]),
+        ({"activations": {"symmetric": False}}, ["activations.symmetric is False", "dynamic = false"]),
+        ({"activation_range": "minimax"}, ["activation_range is 'minimax'", "did you mean 'minmax'?"]),
+        ({"rules": [{"layers": "*", "activations": 8}]}, ["rules.0.activations is 8", "'float', or a table"]),
+        (
+            {"rules": [{"layers": "*", "activations": {"symmetric": False}}]},
+            ["rules.0.activations.symmetric is False", "dynamic = false"],
+        ),
+        (
+            {"rules": [{"layers": "*", "keep_float": True, "activations": "float"}]},
+            ["rules.0", "keeps its layers float", "activations"],
+        ),
         (
             {"weights": {"granularity": "channel"}, "rules": [{"layers": "*", "weights": {"group_size": 32}}]},
             ["rules.0.weights.group_size is 32", "granularity is 'channel'"],
@@ -229,7 +250,10 @@ def test_options_are_checked_against_the_file_of_their_method(recipe: Recipe, sa
         assert part in str(refused.value)
 
 
-@pytest.mark.parametrize(("kind", "folder"), [("range", "qparams.ranges"), ("rounding", "rounding")])
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [("range", "qparams.ranges"), ("rounding", "rounding"), ("activation_range", "qparams.ranges")],
+)
 def test_every_method_is_accepted_with_its_own_defaults(kind: str, folder: ChoiceKind) -> None:
     for method in find.names(folder):
         recipe = Recipe.from_dict({kind: method})
@@ -364,6 +388,47 @@ def test_a_pattern_covers_the_whole_name() -> None:
     expected = [layer for layer in LAYERS if layer.endswith("q_proj") or ("mlp" in layer and ".2." not in layer)]
     assert matched == expected
     assert not rule.matches("model.layers.0.self_attn.q_proj.lora")
+
+
+def test_a_rule_changes_what_a_layer_reads() -> None:
+    recipe = Recipe.from_dict(
+        {
+            "activations": {"dynamic": False, "symmetric": False},
+            "activation_range": {"method": "percentile", "percent": 99.0},
+            "rules": [
+                {"layers": "*.o_proj", "activations": "float"},
+                {"layers": "*.up_proj", "activations": {"dynamic": True}},
+                {"layers": "*.down_proj", "activations": {"symmetric": True}, "activation_range": {"percent": 90.0}},
+            ],
+        }
+    )
+    plans = resolve(recipe, LAYERS[:4])
+    found = [plan and (plan.activations, plan.activation_range.options["percent"]) for plan in plans.values()]
+    assert found == [
+        (InputScheme(dynamic=False, symmetric=False), 99.0),
+        (None, 99.0),
+        (InputScheme(), 99.0),
+        (InputScheme(dynamic=False), 90.0),
+    ]
+    lone = Recipe.from_dict({"rules": [{"layers": "*", "activations": {"bits": 8}}]})
+    assert resolve(lone, LAYERS[:1])[LAYERS[0]] == replace(lone.plan(), activations=InputScheme())
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "expected"),
+    [
+        ("w8a16", ["activations.dynamic=true"], InputScheme()),
+        ("w8a16", ["activations.dynamic=false", "activations.symmetric=false"], InputScheme(8, False, False)),
+        ("w8a16", ["activations=float", "activations.dynamic=true"], InputScheme()),
+        ("w8a8", ["activations=float"], None),
+        ("w8a8", ["activations.dynamic=false"], InputScheme(8, False, True)),
+        ("w8a8_static", ["activations.dynamic=true"], InputScheme()),
+        ("w8a8_static", ["activations.symmetric=true"], InputScheme(8, False, True)),
+    ],
+    ids=str,
+)
+def test_set_chooses_how_inputs_are_rounded(preset: str, overrides: list[str], expected: InputScheme | None) -> None:
+    assert load_recipe(preset, overrides).activations == expected
 
 
 def test_the_granularity_of_a_rule_brings_its_group_size_with_it() -> None:
@@ -510,7 +575,16 @@ def choices(kind: str) -> st.SearchStrategy[Any]:
     return methods | st.builds(lambda method, options: {"method": method, **options}, methods, OPTIONS)
 
 
-PARTS = {"weights": SCHEMES, "range": choices("qparams.ranges"), "rounding": choices("rounding")}
+INPUTS = st.just("float") | st.sampled_from(
+    [{}, {"bits": 8}, {"dynamic": True}, {"dynamic": False}, {"dynamic": False, "symmetric": False}]
+)
+PARTS = {
+    "weights": SCHEMES,
+    "range": choices("qparams.ranges"),
+    "rounding": choices("rounding"),
+    "activations": INPUTS,
+    "activation_range": choices("qparams.ranges"),
+}
 RULES = st.fixed_dictionaries(
     {"layers": WORDS.map("x".__add__) | st.lists(WORDS.map("x".__add__), min_size=1, max_size=2)}, optional=PARTS
 ) | st.just({"layers": "re:a.*", "keep_float": True})
@@ -540,11 +614,12 @@ def test_a_recipe_comes_back_from_its_record(document: dict[str, Any]) -> None:
 
 def test_the_record_spells_out_every_value() -> None:
     assert Recipe(name="x", rules=(Rule(layers=("*.q_proj",), weights={"bits": 8}),)).to_toml() == (
-        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\ntransforms = []\n'
+        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\nactivations = "float"\ntransforms = []\n'
         'kv_cache = "float16"\nembeddings = "stored"\n\n'
         '[weights]\nbits = 4\nsymmetric = true\ngranularity = "group"\ngroup_size = 64\nnarrow = false\n'
         'scale_dtype = "bfloat16"\n\n'
         '[range]\nmethod = "mse"\n\n[rounding]\nmethod = "gptq"\n\n'
+        '[activation_range]\nmethod = "minmax"\n\n'
         '[[rules]]\nlayers = ["*.q_proj"]\nweights = { bits = 8 }\n\n'
         '[calibration]\nsamples = 128\nlength = 512\nseed = 0\nbatch = 4\ndtype = "float32"\n'
     )

@@ -23,10 +23,11 @@ def command(ctx: click.Context, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("recipe", "weights", "range", "rounding", "what it is for", box=None, pad_edge=False)
+    table = Table("recipe", "weights", "inputs", "range", "rounding", "what it is for", box=None, pad_edge=False)
     for recipe in loaded:
-        row = (recipe.name, recipe.weights.label(), recipe.range.method, recipe.rounding.method, recipe.description)
-        table.add_row(*row)
+        inputs = "float" if recipe.activations is None else recipe.activations.label()
+        methods = recipe.range.method, recipe.rounding.method
+        table.add_row(recipe.name, recipe.weights.label(), inputs, *methods, recipe.description)
     console.show(table)
 
 
