@@ -4,6 +4,9 @@
                             |   ^                                                                          |
                    transforms   +----------- the quantized weights, for what runs next <-------------------+--> Writer
 
+Where inputs are rounded too, what runs next does it: later stages are observed as they will be fed. The statistics of
+a stage are those of its input before it is rounded.
+
 What is judged later is the written file, never anything in here.
 """
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,7 +49,7 @@ from zeropoint.observe.data import Batches, bundled_text, calibration_batches, r
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.qparams.affine import dequantize
-from zeropoint.qparams.choose import choose_qparams
+from zeropoint.qparams.choose import choose_input_params, choose_qparams
 from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
 from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
@@ -55,7 +58,7 @@ from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
-from zeropoint.types import Scheme, Stats
+from zeropoint.types import Histogram, InputParams, InputScheme, Scheme, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
@@ -281,8 +284,23 @@ def _quantize_layer(name: str, source: _Source, plan: LayerPlan, stats: Mapping[
         qparams = choose_qparams(weight, plan.scheme, plan.range.method, range_options, importance)
     except (NonFiniteError, SchemeError) as error:
         raise type(error)(f"{name}.weight: {error}") from error
+    # the codes are found for the float input: its rounding is an error of its own that no other code makes smaller
     rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
+    rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=_input_params(name, plan, stats)))
     return _Layer(name, rounded, _row(name, weight, plan, rounded, measured=importance is not None))
+
+
+def _input_params(name: str, plan: LayerPlan, stats: Mapping[str, Stats]) -> InputParams | None:
+    """Return how the input of a layer is rounded: alike for all layers of a stage whose plans say the same."""
+    if plan.activations is None or plan.activations.dynamic:
+        return None if plan.activations is None else InputParams(plan.activations)
+    histogram = stats["histogram"]
+    assert isinstance(histogram, Histogram)
+    options = plan.activation_range.load_options("qparams.ranges")
+    try:
+        return choose_input_params(histogram, plan.activations, plan.activation_range.method, options)
+    except (NonFiniteError, SchemeError) as error:
+        raise type(error)(f"input of {name}: {error}") from error
 
 
 def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measured: bool) -> LayerRow:
@@ -293,6 +311,7 @@ def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measur
         kind=name.rpartition(".")[2],
         shape=qtensor.shape,
         scheme=plan.scheme.label(),
+        input_scheme=None if plan.activations is None else plan.activations.label(),
         rounding=rounded.rounding,
         fallback=rounded.fallback,
         sqnr_db=error.sqnr_db,
@@ -304,10 +323,13 @@ def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measur
 def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
     """Return the names of the observers that the methods of these layers need."""
     modules: list[ModuleType] = []
+    needs: set[str] = set()
     for plan in plans:
         if plan is not None:
+            if plan.activations is not None and not plan.activations.dynamic:
+                needs.add("histogram")
             modules += [find.load("qparams.ranges", plan.range.method), find.load("rounding", plan.rounding.method)]
-    return frozenset(need for module in modules for need in module.NEEDS)
+    return frozenset(needs.union(*(module.NEEDS for module in modules)))
 
 
 def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> Batches:
@@ -356,7 +378,7 @@ def _in_blocks(info: TensorInfo) -> bool:
 
 def _config(weights: Weights, recipe: Recipe, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
     """Return the config.json of the output."""
-    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans))}
+    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans), _inputs(plans))}
     config.pop(CONFIG_KEY, None)  # the recipe decides, not what the source was to be run with
     config |= Choices(kv_cache=recipe.kv_cache, embeddings=recipe.embeddings).to_config()
     if any(_in_blocks(info) for info in weights.checkpoint.tensors.values()):
@@ -376,8 +398,12 @@ def _refuse_early(weights: Weights, plans: Plans, file_format: ModuleType) -> No
             reason = file_format.supports(plan.scheme, (rows, cols))
             if reason is not None:
                 raise SchemeError(f"{name}: {reason}")
-    file_format.config(_schemes(plans))
+    file_format.config(_schemes(plans), _inputs(plans))
 
 
 def _schemes(plans: Plans) -> dict[str, Scheme | None]:
     return {name: None if plan is None else plan.scheme for name, plan in plans.items()}
+
+
+def _inputs(plans: Plans) -> dict[str, InputScheme | None]:
+    return {name: None if plan is None else plan.activations for name, plan in plans.items()}

@@ -16,8 +16,18 @@ from torch import Tensor
 
 from golden.formats import SAMPLES, golden_path, packed, qtensor, read
 from zeropoint import find
-from zeropoint.errors import SchemeError
-from zeropoint.types import Granularity, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
+from zeropoint.errors import CheckpointError, SchemeError
+from zeropoint.types import (
+    Granularity,
+    InputParams,
+    InputScheme,
+    PackedWeight,
+    QParams,
+    QTensor,
+    ScaleDtype,
+    Scheme,
+    StoredArray,
+)
 
 FORMATS = find.names("formats")
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -171,3 +181,51 @@ def test_the_golden_file_is_still_read(name: str) -> None:
         assert same(back.codes, q.codes)
         assert same(back.qparams.scale, q.qparams.scale)
         assert same(back.qparams.zero_point, q.qparams.zero_point)
+
+
+INPUTS = (InputScheme(), InputScheme(dynamic=False), InputScheme(dynamic=False, symmetric=False))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("inputs", INPUTS, ids=InputScheme.label)
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(8, True, "channel", None), Scheme(8, False, "tensor", None)])
+def test_how_the_input_is_rounded_comes_back(name: str, inputs: InputScheme, scheme: Scheme) -> None:
+    module = find.load("formats", name)
+    zero_point = 0 if inputs.symmetric else -37
+    params = InputParams(inputs) if inputs.dynamic else InputParams(inputs, 0.12345679104328156, zero_point)
+    q = dataclasses.replace(qtensor((5, 64), scheme), input=params)
+    tensors = module.pack(LAYER, q)
+    assert tuple(tensors) == module.tensor_names(LAYER, scheme, inputs)
+    back = module.unpack(LAYER, tensors, scheme, inputs)
+    assert back.input == params
+    assert same(back.codes, q.codes)
+    stored = {part: as_read(tensor) for part, tensor in tensors.items()}
+    packed_weight = module.read_packed(LAYER, stored, scheme, inputs)
+    assert packed_weight.input == params
+    assert unpacked(packed_weight) == (q.codes.int() + (1 << (scheme.bits - 1))).tolist()
+    layers = {LAYER: scheme, "other": scheme, "float": None}
+    config = json.loads(json.dumps(module.config(layers, {LAYER: inputs, "other": None})))
+    assert module.input_schemes(config, tuple(layers)) == {LAYER: inputs, "other": None, "float": None}
+    assert module.schemes(config, tuple(layers)) == layers
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_parameters_of_an_input_that_are_wrong_are_refused_by_name(name: str) -> None:
+    module = find.load("formats", name)
+    inputs = InputScheme(dynamic=False, symmetric=False)
+    q = dataclasses.replace(qtensor((4, 64), Scheme()), input=InputParams(inputs, 0.5, 3))
+    tensors = module.pack(LAYER, q)
+    scale, zero_point = module.tensor_names(LAYER, Scheme(), inputs)[-2:]
+    for part, wrong in (
+        (scale, torch.zeros(1)),
+        (scale, torch.tensor([torch.nan])),
+        (scale, torch.ones(2)),
+        (scale, torch.ones(1, dtype=torch.int32)),
+        (zero_point, torch.ones(1)),
+        (zero_point, torch.ones(2, dtype=torch.int8)),
+    ):
+        with pytest.raises(CheckpointError, match=part):
+            module.unpack(LAYER, tensors | {part: wrong}, Scheme(), inputs)
+    del tensors[scale]
+    with pytest.raises(CheckpointError, match=f"{scale} missing"):
+        module.unpack(LAYER, tensors, Scheme(), inputs)

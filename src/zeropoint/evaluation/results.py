@@ -102,8 +102,9 @@ class Text(Result, frozen=True, kw_only=True):
 class LayerRow(Result, frozen=True, kw_only=True):
     """One quantized linear.
 
-    name: full, without ".weight". kind: its last part ("q_proj"). scheme: its label. rounding: the method that gave the
-    integers. fallback: the rung that was taken instead of what was asked for, and why; or None.
+    name: full, without ".weight". kind: its last part ("q_proj"). scheme: its label. input_scheme: that of its input;
+    None where it stays float. rounding: the method that gave the integers. fallback: the rung that was taken instead of
+    what was asked for, and why; or None.
     sqnr_db: of the weight; None when nothing was lost. cosine: between the weight and what its codes stand for.
     output_error: squared relative error of the layer's output on the calibration tokens, tr(E H E^T) / tr(W H W^T);
     None when there were none.
@@ -118,6 +119,7 @@ class LayerRow(Result, frozen=True, kw_only=True):
     sqnr_db: float | None
     cosine: float
     output_error: float | None
+    input_scheme: str | None = None
 
 
 class Size(Result, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
-"""compressed-tensors `pack-quantized`: weight-only integers of 2 to 8 bits, opened by transformers and vLLM.
+"""compressed-tensors: integers of 2 to 8 bits, and inputs in 8 bits, opened by transformers and vLLM.
 
-For every quantized linear NAME with a weight of shape (rows, cols) the file holds
+For every quantized linear NAME with a weight of shape (rows, cols) the file holds, in `pack-quantized`
 
     NAME.weight_packed      int32 (rows, ceil(cols * bits / 32))       the codes, one stream of bits per row (bits.py)
     NAME.weight_scale       scale_dtype (rows, groups)                 (1,) per tensor, (rows, 1) per channel
@@ -8,8 +8,13 @@ For every quantized linear NAME with a weight of shape (rows, cols) the file hol
     NAME.weight_zero_point  int32 (ceil(rows * bits / 32), groups)     asymmetric only, one stream per column;
                                                                        per tensor it is int8 (1,), not packed
 
-and config.json holds `quantization_config`: which linear has which scheme. 8-bit weights go here too: the package
-writes `int-quantized` only where activations are quantized as well, and vLLM reads weight-only int8 only packed.
+and in `int-quantized`, which the package writes where weights of 8 bits meet quantized inputs (vLLM reads weight-only
+int8 only packed), scales as above and
+
+    NAME.weight             int8 (rows, cols)                          the codes
+    NAME.weight_zero_point  int8 (rows, groups), (1,) per tensor       asymmetric only
+
+What a file says about inputs is in _inputs.py. config.json holds `quantization_config`: which linear has which scheme.
 
 What transformers 5.23 with compressed-tensors 0.20 does with such a folder (tests/parity shows each point):
 
@@ -19,6 +24,7 @@ What transformers 5.23 with compressed-tensors 0.20 does with such a folder (tes
   opens them when the configuration says `dequantize`, so `config` does; that path multiplies in the dtype of the
   stored scale. The weights are exactly ours with scale_dtype float32, and rounded to bfloat16 with bfloat16 scales.
   It also takes the first scheme for all layers: `config` refuses asymmetric groups beside another scheme.
+- `dequantize` also forgets that inputs are rounded: `config` refuses packed zero points with quantized inputs.
 - A shorter last group opens but cannot be multiplied: `supports` refuses it.
 - 3, 5, 6 and 7 bits need compressed-tensors >= 0.18. vLLM has kernels for 4 and 8 bits, per channel or per group.
 
@@ -28,14 +34,15 @@ Importing this file does not import torch: `schemes` also serves `zeropoint insp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
-from zeropoint.types import Granularity, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
+from zeropoint.formats import _inputs
+from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +51,11 @@ if TYPE_CHECKING:
 
 NAME = "compressed_tensors"
 METHOD = "compressed-tensors"
-FORMAT = "pack-quantized"
+PACKED = "pack-quantized"
+INT8 = "int-quantized"
+MIXED = "mixed-precision"
+"""What a model says whose groups have several formats; each group then names its own."""
+
 LAYOUT_VERSION = "0.20.0"
 """The release of the compressed-tensors package whose layout is written here, bit for bit."""
 
@@ -72,10 +83,20 @@ def supports(scheme: Scheme, shape: tuple[int, int]) -> str | None:
     return None
 
 
-def tensor_names(name: str, scheme: Scheme) -> tuple[str, ...]:
-    """Return the names of the tensors that the weight of linear `name` is stored as, in the order of `pack`."""
-    parts = ("weight_packed", "weight_scale", "weight_shape")
-    return tuple(f"{name}.{part}" for part in (parts if scheme.symmetric else (*parts, "weight_zero_point")))
+def tensor_names(name: str, scheme: Scheme, inputs: InputScheme | None = None) -> tuple[str, ...]:
+    """Return the names of the tensors that linear `name` is stored as, in the order of `pack`.
+
+    inputs: how its input is rounded; None where it stays float.
+    """
+    packed = format_of(scheme, inputs) == PACKED
+    parts = ("weight_packed", "weight_scale", "weight_shape") if packed else ("weight", "weight_scale")
+    parts = parts if scheme.symmetric else (*parts, "weight_zero_point")
+    return (*(f"{name}.{part}" for part in parts), *_inputs.tensor_names(name, inputs))
+
+
+def format_of(scheme: Scheme, inputs: InputScheme | None) -> str:
+    """Return which of the package's formats holds such a linear."""
+    return INT8 if inputs is not None and scheme.bits == 8 else PACKED
 
 
 def pack(name: str, q: QTensor) -> dict[str, Tensor]:
@@ -94,17 +115,23 @@ def pack(name: str, q: QTensor) -> dict[str, Tensor]:
         raise SchemeError(f"{name}: {reason}")
     if q.scheme.symmetric != (q.qparams.zero_point is None):
         raise InternalError(f"{name}: zero points belong to an asymmetric weight, and only to one")
-    parts = [bits.pack(q.codes, q.scheme.bits), _scale_to_store(name, q), torch.tensor(q.shape, dtype=torch.int64)]
+    inputs = None if q.input is None else q.input.scheme
+    packed = format_of(q.scheme, inputs) == PACKED
+    parts = [bits.pack(q.codes, q.scheme.bits) if packed else q.codes.clone(), _scale_to_store(name, q)]
+    if packed:
+        parts.append(torch.tensor(q.shape, dtype=torch.int64))
     if q.qparams.zero_point is not None:
-        parts.append(_zero_point_to_store(name, q.qparams.zero_point, q))
-    return dict(zip(tensor_names(name, q.scheme), parts, strict=True))
+        parts.append(_zero_point_to_store(name, q.qparams.zero_point, q, packed=packed))
+    if q.input is not None:
+        parts += _inputs.to_store(q.input)
+    return dict(zip(tensor_names(name, q.scheme, inputs), parts, strict=True))
 
 
-def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
+def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, inputs: InputScheme | None = None) -> QTensor:
     """Return the quantized weight of linear `name` from the tensors of a file.
 
-    tensors: at least those of `tensor_names(name, scheme)`. scheme: as `schemes` read it; the result carries the
-    scale_dtype that the file really has.
+    tensors: at least those of `tensor_names`. scheme, inputs: as `schemes` and `input_schemes` read them; the result
+    carries the scale_dtype that the file really has.
     Raises: CheckpointError as `read_packed`.
     """
     import numpy as np
@@ -112,74 +139,76 @@ def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme) -> QTensor:
 
     from zeropoint.formats import bits
 
-    packed = read_packed(name, {part: _as_array(tensor) for part, tensor in tensors.items()}, scheme)
+    packed = read_packed(name, {part: _as_array(tensor) for part, tensor in tensors.items()}, scheme, inputs)
     codes = bits.unpack_array(packed.words, scheme.bits, packed.shape[1])
     zero_point = None if packed.zero_point is None else torch.from_numpy(packed.zero_point.astype(np.int32))
-    return QTensor(torch.from_numpy(codes), QParams(torch.from_numpy(packed.scale), zero_point), packed.scheme)
+    qparams = QParams(torch.from_numpy(packed.scale), zero_point)
+    return QTensor(torch.from_numpy(codes), qparams, packed.scheme, packed.input)
 
 
-def read_packed(name: str, stored: Mapping[str, StoredArray], scheme: Scheme) -> PackedWeight:
-    """Return the weight of linear `name` as it is packed, without torch; its words are the file's own array.
+def read_packed(
+    name: str, stored: Mapping[str, StoredArray], scheme: Scheme, inputs: InputScheme | None = None
+) -> PackedWeight:
+    """Return the weight of linear `name` as it is packed, without torch; packed words are the file's own array.
 
-    stored: at least the tensors of `tensor_names(name, scheme)`. scheme: as `schemes` read it; the result carries the
-    scale_dtype that the file really has. Zero points may also be int8 and not packed, as old releases wrote them.
+    stored: at least the tensors of `tensor_names`. scheme, inputs: as `schemes` and `input_schemes` read them; the
+    result carries the scale_dtype that the file really has. Packed weights may have zero points that are int8 and not
+    packed, as old releases wrote them.
     Raises: CheckpointError, with the tensor's name, if one is missing or has not the dtype, shape or range it must.
     """
-    import numpy as np
-
-    from zeropoint.formats import bits
-
-    missing = [t for t in tensor_names(name, scheme) if t not in stored]
+    missing = [t for t in tensor_names(name, scheme, inputs) if t not in stored]
     if missing:
         raise CheckpointError(f"{name}: {', '.join(missing)} missing from the file of a {scheme.label()} weight")
-    rows, cols = _shape(f"{name}.weight_shape", stored[f"{name}.weight_shape"])
-    reason = supports(scheme, (rows, cols))
-    if reason:
-        raise CheckpointError(f"{name}: {reason}")
-    packed = stored[f"{name}.weight_packed"]
-    width = bits.words(cols, scheme.bits)
-    if packed.dtype != "int32" or packed.values.shape != (rows, width):
-        raise CheckpointError(
-            f"{name}.weight_packed is {packed.dtype} {packed.values.shape}; {cols} columns of {scheme.bits} bits are "
-            f"int32 ({rows}, {width})" + _hint_of_old_layout(packed, scheme.bits, cols)
-        )
+    read_words = _read_words if format_of(scheme, inputs) == PACKED else _read_bytes
+    words, (rows, cols) = read_words(name, stored, scheme)
     scale, scale_dtype = _read_scale(f"{name}.weight_scale", stored[f"{name}.weight_scale"], scheme, (rows, cols))
     zero_point = None if scheme.symmetric else _read_zero_point(name, stored, scheme, (rows, cols))
-    words = np.ascontiguousarray(packed.values).view(np.uint32)
-    return PackedWeight(words, scale, zero_point, (rows, cols), replace(scheme, scale_dtype=scale_dtype))
+    stored_scheme = replace(scheme, scale_dtype=scale_dtype)
+    return PackedWeight(words, scale, zero_point, (rows, cols), stored_scheme, _inputs.read(name, stored, inputs))
 
 
-def config(layers: Mapping[str, Scheme | None]) -> dict[str, Any]:
+def config(
+    layers: Mapping[str, Scheme | None], inputs: Mapping[str, InputScheme | None] | None = None
+) -> dict[str, Any]:
     """Return the `quantization_config` of config.json, as the compressed-tensors package would write it.
 
     layers: every linear of the model by its full name; None for one that stays float. `lm_head` stays float unless it
     is given a scheme. One scheme is written for the class Linear. Several schemes are written by the names of their
     layers: vLLM looks for the class of its fused linears (q, k, v in one) before it looks for the names of their
     parts, so that a group for "Linear" would take layers of the other groups.
-    Raises: SchemeError if no layer has a scheme, or if one with packed zero points stands beside another scheme.
+    inputs: how the input of each quantized linear is rounded; None, or no entry, where it stays float.
+    Raises: SchemeError if no layer has a scheme, or if one with packed zero points stands beside another scheme, or
+        has quantized inputs.
     """
-    groups: dict[Scheme, list[str]] = {}
+    groups: dict[tuple[Scheme, InputScheme | None], list[str]] = {}
     for name, scheme in layers.items():
         if scheme is not None:
-            groups.setdefault(_as_stored(scheme), []).append(name)
+            groups.setdefault((_as_stored(scheme), (inputs or {}).get(name)), []).append(name)
     if not groups:
         raise SchemeError(f"none of the {len(layers)} layers is quantized; a {METHOD} model needs at least one")
-    zero_points_packed = [scheme for scheme in groups if not scheme.symmetric and scheme.granularity != "tensor"]
-    if zero_points_packed and len(groups) > 1:
-        raise SchemeError(
-            f"{' and '.join(scheme.label() for scheme in groups)} in one model: transformers opens "
-            f"{zero_points_packed[0].label()} only where it is the one scheme of all quantized layers; "
-            "make every scheme symmetric, or use one scheme"
-        )
+    zero_points_packed = [key for key in groups if _packs_zero_points(*key)]
+    for scheme, rounded in zero_points_packed[:1]:
+        if rounded is not None:
+            raise SchemeError(
+                f"{scheme.label()} weights with {rounded.label()} inputs: transformers opens such weights, but leaves "
+                "the inputs float then; make the weights symmetric, or write activations = 'float'"
+            )
+        if len(groups) > 1:
+            raise SchemeError(
+                f"{' and '.join(_label(*key) for key in groups)} in one model: transformers opens "
+                f"{scheme.label()} only where it is the one scheme of all quantized layers; "
+                "make every scheme symmetric, or use one scheme"
+            )
+    formats = {format_of(*key) for key in groups}
     ignore = [name for name, scheme in layers.items() if scheme is None]
     if "lm_head" not in layers:
         ignore.append("lm_head")
     return {
         "config_groups": {
-            f"group_{i}": _group(scheme, ["Linear"] if len(groups) == 1 else names)
-            for i, (scheme, names) in enumerate(groups.items())
+            f"group_{i}": _group(*key, ["Linear"] if len(groups) == 1 else names)
+            for i, (key, names) in enumerate(groups.items())
         },
-        "format": FORMAT,
+        "format": formats.pop() if len(formats) == 1 else MIXED,
         "global_compression_ratio": None,
         "ignore": ignore,
         "kv_cache_scheme": None,
@@ -202,20 +231,33 @@ def schemes(quantization_config: Mapping[str, Any], layer_names: Iterable[str]) 
     Raises: CheckpointError naming the entry that is not supported: other formats, quantized activations or KV cache,
         float or block-wise weights, act-order with regrouped columns, online transforms, sparsity.
     """
+    return {name: None if group is None else group[0] for name, group in _resolve(quantization_config, layer_names)}
+
+
+def input_schemes(quantization_config: Mapping[str, Any], layer_names: Iterable[str]) -> dict[str, InputScheme | None]:
+    """Return how the input of each linear is rounded, or None where it stays float; resolved and refused as `schemes`.
+
+    Where the weights stay float the input does.
+    """
+    return {name: None if group is None else group[1] for name, group in _resolve(quantization_config, layer_names)}
+
+
+def _resolve(
+    quantization_config: Mapping[str, Any], layer_names: Iterable[str]
+) -> Iterator[tuple[str, tuple[Scheme, InputScheme | None] | None]]:
+    """Yield the schemes of each linear by name, of its weights and of its input, or None where both are float."""
     stored = _parse(quantization_config)
-    of_target: dict[str, Scheme | None] = {}
+    of_target: dict[str, tuple[Scheme, InputScheme | None] | None] = {}
     for group_name, group in stored.config_groups.items():
-        scheme = _scheme(f"group {group_name!r}", group, stored.format)
-        of_target |= dict.fromkeys(group.targets, scheme)
+        found = _schemes_of(f"quantization_config, group {group_name!r}", group, stored.format)
+        of_target |= dict.fromkeys(group.targets, found)
     # The package sorts patterns, so that which of two matching ones wins does not depend on the order of the file.
     ordered = sorted(of_target, key=lambda target: ("re:" in target, target))
-    found: dict[str, Scheme | None] = {}
     for name in layer_names:
         ignored = any(_matches(name, target) or target in LINEAR_CLASSES for target in stored.ignore or ())
         matching = [target for target in ordered if _matches(name, target)]
         matching += [target for target in ordered if target in LINEAR_CLASSES]
-        found[name] = of_target[matching[0]] if matching and not ignored else None
-    return found
+        yield name, of_target[matching[0]] if matching and not ignored else None
 
 
 # What is read of a foreign quantization_config; keys that are not listed do not change what the tensors mean.
@@ -234,7 +276,7 @@ class _Weights(msgspec.Struct, frozen=True):
 class _Group(msgspec.Struct, frozen=True):
     targets: list[str]
     weights: _Weights | None = None
-    input_activations: dict[str, Any] | None = None
+    input_activations: _inputs.Stored | None = None
     output_activations: dict[str, Any] | None = None
     format: str | None = None
 
@@ -273,17 +315,26 @@ def _parse(quantization_config: Mapping[str, Any]) -> _Config:
     return stored
 
 
-def _scheme(where: str, group: _Group, default_format: str | None) -> Scheme | None:
-    """Return the scheme of one config group, None if its weights are float; raise CheckpointError if not supported."""
-    where = f"quantization_config, {where}"
-    if group.input_activations is not None or group.output_activations is not None:
-        raise CheckpointError(f"{where}: quantized activations are not supported; only weights are")
-    weights = group.weights
-    if weights is None:
+def _schemes_of(where: str, group: _Group, default_format: str | None) -> tuple[Scheme, InputScheme | None] | None:
+    """Return the schemes of one config group, None if its weights are float; raise CheckpointError if not supported."""
+    inputs = _inputs.from_config(where, group.input_activations)
+    if group.output_activations is not None:
+        raise CheckpointError(f"{where}: quantized outputs (output_activations) are not supported; inputs are")
+    if group.weights is None:
+        if inputs is not None:
+            raise CheckpointError(f"{where}: quantized inputs of float weights are not supported")
         return None
-    found = group.format or default_format
-    if found != FORMAT:
-        raise CheckpointError(f"{where}: format {found!r} is not supported; only {FORMAT!r} is")
+    scheme = _scheme(where, group.weights)
+    found, expected = group.format or default_format, format_of(scheme, inputs)
+    if found != expected:
+        raise CheckpointError(
+            f"{where}: format {found!r} is not supported for {_label(scheme, inputs)}; only {expected!r} is"
+        )
+    return scheme, inputs
+
+
+def _scheme(where: str, weights: _Weights) -> Scheme:
+    """Return the scheme of the weights of a config group; raise CheckpointError if it is not supported."""
     if weights.type != "int" or weights.dynamic:
         raise CheckpointError(f"{where}: weights of type {weights.type!r}, dynamic {weights.dynamic}; only int, static")
     if weights.actorder in ("group", "dynamic", True):
@@ -329,10 +380,18 @@ def _as_stored(scheme: Scheme) -> Scheme:
     return Scheme(scheme.bits, scheme.symmetric, scheme.granularity, size)
 
 
-def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+def _packs_zero_points(scheme: Scheme, inputs: InputScheme | None) -> bool:
+    return not scheme.symmetric and scheme.granularity != "tensor" and format_of(scheme, inputs) == PACKED
+
+
+def _label(scheme: Scheme, inputs: InputScheme | None) -> str:
+    return scheme.label() if inputs is None else f"{scheme.label()} with {inputs.label()} inputs"
+
+
+def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str]) -> dict[str, Any]:
     return {
-        "format": FORMAT,
-        "input_activations": None,
+        "format": format_of(scheme, inputs),
+        "input_activations": _inputs.to_config(inputs),
         "output_activations": None,
         "targets": targets,
         "weights": {
@@ -379,7 +438,7 @@ def _scale_to_store(name: str, q: QTensor) -> Tensor:
     return stored.reshape(1) if q.scheme.granularity == "tensor" else stored
 
 
-def _zero_point_to_store(name: str, zero_point: Tensor, q: QTensor) -> Tensor:
+def _zero_point_to_store(name: str, zero_point: Tensor, q: QTensor, *, packed: bool) -> Tensor:
     import torch
 
     from zeropoint.formats import bits
@@ -391,7 +450,9 @@ def _zero_point_to_store(name: str, zero_point: Tensor, q: QTensor) -> Tensor:
             f"{name}: zero points {tuple(zero_point.shape)} are not {shape} in [{q.scheme.q_min}, {q.scheme.q_max}]"
         )
     codes = zero_point.to(torch.int8)
-    return codes.reshape(1) if q.scheme.granularity == "tensor" else bits.pack(codes, q.scheme.bits, dim=0)
+    if q.scheme.granularity == "tensor":
+        return codes.reshape(1)
+    return bits.pack(codes, q.scheme.bits, dim=0) if packed else codes.contiguous()
 
 
 def _as_array(tensor: Tensor) -> StoredArray:
@@ -402,6 +463,48 @@ def _as_array(tensor: Tensor) -> StoredArray:
     if tensor.is_floating_point() and dtype not in ("float64", "float32", "float16"):  # numpy has no other
         tensor = tensor.view({1: torch.uint8, 2: torch.uint16}[tensor.element_size()])
     return StoredArray(tensor.numpy(), dtype)
+
+
+def _read_words(
+    name: str, stored: Mapping[str, StoredArray], scheme: Scheme
+) -> tuple[NDArray[np.uint32], tuple[int, int]]:
+    """Return the words of a packed weight, and its shape."""
+    import numpy as np
+
+    from zeropoint.formats import bits
+
+    rows, cols = _shape(f"{name}.weight_shape", stored[f"{name}.weight_shape"])
+    _require_supported(name, scheme, (rows, cols))
+    packed = stored[f"{name}.weight_packed"]
+    width = bits.words(cols, scheme.bits)
+    if packed.dtype != "int32" or packed.values.shape != (rows, width):
+        raise CheckpointError(
+            f"{name}.weight_packed is {packed.dtype} {packed.values.shape}; {cols} columns of {scheme.bits} bits are "
+            f"int32 ({rows}, {width})" + _hint_of_old_layout(packed, scheme.bits, cols)
+        )
+    return np.ascontiguousarray(packed.values).view(np.uint32), (rows, cols)
+
+
+def _read_bytes(
+    name: str, stored: Mapping[str, StoredArray], scheme: Scheme
+) -> tuple[NDArray[np.uint32], tuple[int, int]]:
+    """Return the words of a weight whose codes are bytes, and its shape: 128 added, rows filled up to whole words."""
+    import numpy as np
+
+    codes = stored[f"{name}.weight"]
+    if codes.dtype != "int8" or codes.values.ndim != 2:
+        raise CheckpointError(f"{name}.weight is {codes.dtype} {codes.values.shape}; it must be int8 (rows, columns)")
+    rows, cols = codes.values.shape
+    _require_supported(name, scheme, (rows, cols))
+    unsigned = np.zeros((rows, -(-cols // 4) * 4), np.uint8)
+    np.bitwise_xor(codes.values.view(np.uint8), 0x80, out=unsigned[:, :cols])
+    return unsigned.view("<u4"), (rows, cols)
+
+
+def _require_supported(name: str, scheme: Scheme, shape: tuple[int, int]) -> None:
+    reason = supports(scheme, shape)
+    if reason:
+        raise CheckpointError(f"{name}: {reason}")
 
 
 def _shape(name: str, stored: StoredArray) -> tuple[int, int]:

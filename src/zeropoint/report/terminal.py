@@ -173,7 +173,7 @@ def _calibration(result: QuantizeResult) -> str:
 
 def _layers_by_kind(layers: Sequence[LayerRow]) -> Table:
     table = _table("layers", "scheme", "rounding", "SQNR dB", "output dB", "worst")
-    kinds = _grouped(layers, lambda row: (row.kind, row.scheme, row.rounding))
+    kinds = _grouped(layers, lambda row: (row.kind, _schemes(row), row.rounding))
     worst = max(layers, key=_badness, default=None)
     for (kind, scheme, rounding), rows in kinds.items():
         here = max(rows, key=_badness)
@@ -191,13 +191,17 @@ def _layers_by_kind(layers: Sequence[LayerRow]) -> Table:
     return table
 
 
+def _schemes(row: LayerRow) -> str:
+    return row.scheme if row.input_scheme is None else f"{row.scheme} x {row.input_scheme}"
+
+
 def _every_layer(layers: Sequence[LayerRow]) -> Table:
     table = _table("layer", "shape", "scheme", "rounding", "SQNR dB", "output dB")
     worst = max(layers, key=_badness, default=None)
     for row in layers:
         name, style = (f"{row.name} *", WORST) if row is worst else (row.name, "")
         sqnr, output = _decibel(row.sqnr_db), _decibel(_output_db(row))
-        _add(table, name, _shape(row.shape), row.scheme, row.rounding, sqnr, output, style=style)
+        _add(table, name, _shape(row.shape), _schemes(row), row.rounding, sqnr, output, style=style)
     table.caption = "dB: of the weight and of the layer's output; * the worst"
     return table
 

@@ -7,6 +7,7 @@ weight and never an argument that a caller still needs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from zeropoint.errors import InputError
 from zeropoint.models.rope import Rope
 from zeropoint.qparams.affine import dequantize
+from zeropoint.qparams.inputs import round_input
 from zeropoint.runtime.cache import TorchLayerCache, in_halves, in_int8
 from zeropoint.runtime.choices import CacheDtype
-from zeropoint.types import QTensor
+from zeropoint.types import InputParams, QTensor
 
 _ACTIVATIONS = {
     "silu": lambda x: F.silu(x, inplace=True),
@@ -29,6 +31,14 @@ _ACTIVATIONS = {
 
 
 _CACHED: dict[str, Callable[[Tensor], Tensor]] = {"float16": in_halves, "float32": lambda x: x, "int8": in_int8}
+
+
+@dataclass(frozen=True)
+class TorchLinear:
+    """A prepared weight: transposed, (cols, rows), contiguous; and how what it is multiplied with is rounded."""
+
+    values: Tensor
+    input: InputParams | None
 
 
 class TorchOps:
@@ -44,20 +54,21 @@ class TorchOps:
         self.dtype = dtype
         self._cached = _CACHED[kv_cache]
 
-    def prepare(self, weight: Tensor | QTensor) -> Tensor:
-        """Return the weight transposed, (cols, rows), contiguous, in `self.dtype`.
+    def prepare(self, weight: Tensor | QTensor) -> TorchLinear:
+        """Return the weight transposed, in `self.dtype`, and how it wants its input.
 
         On AVX2 the product with a transposed copy is up to twice as fast as F.linear's (docs/log.md).
         """
         values = dequantize(weight.codes, weight.qparams, weight.scheme) if isinstance(weight, QTensor) else weight
-        return values.to(self.dtype).T.contiguous()
+        return TorchLinear(values.to(self.dtype).T.contiguous(), weight.input if isinstance(weight, QTensor) else None)
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
         return F.embedding(tokens, table).float()
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(self.dtype)
-        y = rows @ weight if bias is None else torch.addmm(bias.to(self.dtype), rows, weight)
+    def linear(self, x: Tensor, weight: TorchLinear, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        rows = (rows if weight.input is None else round_input(rows, weight.input)).to(self.dtype)
+        y = rows @ weight.values if bias is None else torch.addmm(bias.to(self.dtype), rows, weight.values)
         return y.float().view(*x.shape[:-1], -1)
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -11,7 +11,7 @@ from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
 from zeropoint.models.parts import Block, FloatBlock, Model, Ops, linear_names
-from zeropoint.types import PackedWeight, QTensor, Scheme, StoredArray
+from zeropoint.types import InputScheme, PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ class Weights:
     """Reads the weights of one checkpoint; holds none of them.
 
     model: the architecture. schemes: for each linear of the blocks its scheme, or None where it is float.
+    inputs: for each of them how its input is rounded, or None where it stays float.
     Raises: CheckpointError if a tensor that the architecture needs is missing.
     """
 
@@ -29,10 +30,12 @@ class Weights:
         self.model: Model = load_model(checkpoint.config)
         self._format: Any = None
         self.schemes: Mapping[str, Scheme | None] = dict.fromkeys(linear_names(self.model))
+        self.inputs: Mapping[str, InputScheme | None] = dict.fromkeys(self.schemes)
         quantization = checkpoint.config.get("quantization_config")
         if quantization is not None:
             self._format = _format_of(quantization)
-            self.schemes = self._format.schemes(quantization, tuple(linear_names(self.model)))
+            self.schemes = self._format.schemes(quantization, tuple(self.schemes))
+            self.inputs = self._format.input_schemes(quantization, tuple(self.schemes))
         self._require_tensors()
 
     def linear(self, name: str) -> Tensor | QTensor:
@@ -40,8 +43,8 @@ class Weights:
         scheme = self.schemes.get(name)
         if scheme is None:
             return self.checkpoint.read(f"{name}.weight")
-        parts = {part: self.checkpoint.read(part) for part in self._format.tensor_names(name, scheme)}
-        unpacked: QTensor = self._format.unpack(name, parts, scheme)
+        parts = {part: self.checkpoint.read(part) for part in self._tensor_names(name, scheme)}
+        unpacked: QTensor = self._format.unpack(name, parts, scheme, self.inputs[name])
         return unpacked
 
     def packed_linear(self, name: str) -> PackedWeight | None:
@@ -52,8 +55,8 @@ class Weights:
         scheme = self.schemes.get(name)
         if scheme is None:
             return None
-        parts = {part: self._stored(part) for part in self._format.tensor_names(name, scheme)}
-        packed: PackedWeight = self._format.read_packed(name, parts, scheme)
+        parts = {part: self._stored(part) for part in self._tensor_names(name, scheme)}
+        packed: PackedWeight = self._format.read_packed(name, parts, scheme, self.inputs[name])
         return packed
 
     def block(self, index: int, ops: Ops) -> Block:
@@ -120,12 +123,16 @@ class Weights:
         values = self.checkpoint.read_array(name)
         return StoredArray(values, DTYPES[self.checkpoint.tensors[name].dtype].torch_name)
 
+    def _tensor_names(self, name: str, scheme: Scheme) -> tuple[str, ...]:
+        names: tuple[str, ...] = self._format.tensor_names(name, scheme, self.inputs[name])
+        return names
+
     def _used(self) -> list[str]:
         names = list(self.model.outer_tensors())
         for index in range(self.model.config.layers):
             for full in self.model.block_tensors(index):
                 scheme = self.schemes.get(full.removesuffix(".weight")) if full.endswith(".weight") else None
-                names += [full] if scheme is None else self._format.tensor_names(full.removesuffix(".weight"), scheme)
+                names += [full] if scheme is None else self._tensor_names(full.removesuffix(".weight"), scheme)
         return names
 
     def _require_tensors(self) -> None:

@@ -368,8 +368,24 @@ def test_weights_that_are_not_supported_are_named(changes: dict[str, Any], messa
             {"config_groups": {"0": group(["Linear"], format="int-quantized")}},
             "format 'int-quantized' is not supported",
         ),
-        ({"config_groups": {"0": group(["Linear"], input_activations={"num_bits": 8})}}, "quantized activations"),
-        ({"config_groups": {"0": group(["Linear"], output_activations={"num_bits": 8})}}, "quantized activations"),
+        (
+            {"config_groups": {"0": group(["Linear"], 8, input_activations={}, format="pack-quantized")}},
+            "format 'pack-quantized' is not supported for int8 g128 sym with int8 static sym inputs",
+        ),
+        ({"config_groups": {"0": group(["Linear"], input_activations={"num_bits": 4})}}, "4 bits, strategy 'tensor'"),
+        ({"config_groups": {"0": group(["Linear"], input_activations={"type": "float"})}}, "of type 'float'"),
+        ({"config_groups": {"0": group(["Linear"], input_activations={"strategy": "token"})}}, "dynamic False are not"),
+        ({"config_groups": {"0": group(["Linear"], input_activations={"dynamic": True})}}, "dynamic True are not"),
+        (
+            {
+                "config_groups": {
+                    "0": group(["Linear"], input_activations={"strategy": "token", "dynamic": True, "symmetric": False})
+                }
+            },
+            "dynamic and asymmetric",
+        ),
+        ({"config_groups": {"0": {"targets": ["Linear"], "input_activations": {}}}}, "inputs of float weights"),
+        ({"config_groups": {"0": group(["Linear"], output_activations={"num_bits": 8})}}, "output_activations"),
     ],
 )
 def test_models_that_are_not_supported_are_refused_in_a_sentence(changes: dict[str, Any], message: str) -> None:

@@ -40,6 +40,12 @@ def test_an_evaluation_shows_both_models_ratio_and_interval() -> None:
     assert "30,660 tokens, 60 windows of 512, of held-out.txt; 1 min 01 s" in text
 
 
+def test_a_scheme_is_shown_with_that_of_its_input() -> None:
+    rounded = tuple(msgspec.structs.replace(row, input_scheme="int8 token") for row in layers(2))
+    text = shown(quantized(msgspec.structs.replace(quantization(2), layers=rounded)), 120)
+    assert "int4 g64 sym x int8 token" in line(text, "q_proj x2")
+
+
 def test_one_window_shows_that_there_is_no_interval() -> None:
     alone = evaluation(ratio_interval95=None, kl_interval95=None, top1_interval95=None)
     assert line(shown(evaluated(alone)), "perplexity")[-1] == "-"
