@@ -44,8 +44,31 @@ Floats padded(const In<float, 1>& values) {
     return buffer;
 }
 
+InputRounding rounding_of(const std::string& kind, float scale, int zero) {
+    using Kind = InputRounding::Kind;
+    require(kind == "blocks" || kind == "token" || kind == "fixed", "inputs are rounded by 'blocks', 'token' or 'fixed'");
+    require(scale > 0 && zero >= -128 && zero <= 127, "a scale is positive, a zero point -128 to 127");
+    return {kind == "blocks" ? Kind::blocks : kind == "token" ? Kind::token : Kind::fixed, scale, zero};
+}
+
+// x (rows, cols) in integers, for tests: q (rows, cols in whole chunks), scales and sums (rows, blocks).
+void quantize(const In<float, 2>& x, const Out<int8_t, 2>& q, const Out<float, 2>& scales, const Out<int32_t, 2>& sums,
+              int block, const InputRounding& rounding) {
+    const int rows = int(x.shape(0)), cols = int(x.shape(1)), padded_cols = round_up(cols, CHUNK);
+    require(block > 0 && block % CHUNK == 0, "a block is a multiple of 32 columns");
+    const int blocks = (padded_cols + block - 1) / block;
+    require(int(q.shape(0)) == rows && int(q.shape(1)) == padded_cols, "q must be (rows, cols in whole chunks)");
+    require(int(scales.shape(0)) == rows && int(scales.shape(1)) == blocks && int(sums.shape(0)) == rows &&
+            int(sums.shape(1)) == blocks, "scales and sums must be (rows, blocks)");
+    Buffer<float> in(size_t(rows) * padded_cols);
+    for (int t = 0; t < rows; t++) std::memcpy(in.data() + size_t(t) * padded_cols, x.data() + size_t(t) * cols, cols * 4);
+    const QInput input{q.data(), scales.data(), sums.data(), padded_cols, block, blocks};
+    choose().quantize(in.data(), padded_cols, cols, input, rounding, 0, rows);
+}
+
 // One linear on its own, for tests and benchmarks: y (rows, weight.rows) of x (rows, cols).
-void linear(Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const Out<float, 2>& y, bool floats, int repeats) {
+void linear(Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const Out<float, 2>& y, bool floats, int repeats,
+            const InputRounding& rounding) {
     const Weight& w = weight.view();
     const Kernels& kernels = choose();
     const int rows = int(x.shape(0)), stride = round_up(w.rows, CHUNK);
@@ -67,7 +90,7 @@ void linear(Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const
             if (floats) {
                 kernels.linear_float(w, in.data(), w.padded_cols, 0, rows, first, last, to, scratch[thread].data());
             } else {
-                if (thread == 0) kernels.quantize(in.data(), w.padded_cols, w.cols, input, 0, rows);
+                if (thread == 0) kernels.quantize(in.data(), w.padded_cols, w.cols, input, rounding, 0, rows);
                 pool.barrier();
                 if (rows <= MOST_FEW) kernels.linear_few(w, input, 0, rows, first, last, to);
                 else kernels.linear_many(w, input, 0, rows, first, last, to, scratch[thread].data());
@@ -164,10 +187,18 @@ NB_MODULE(_native, m) {
         require(rows > 0 && cols > 0, "weights have one row and column at least");
         return std::make_shared<StoredWeight>(halves ? Kind::bf16 : Kind::f32, 0, rows, cols, cols, false, false);
     }, "halves"_a, "rows"_a, "cols"_a);
-    m.def("linear", [](Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const Out<float, 2>& y, bool floats, int repeats) {
+    m.def("linear", [](Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const Out<float, 2>& y, bool floats, int repeats,
+                       const std::string& kind, float scale, int zero) {
+        const InputRounding rounding = rounding_of(kind, scale, zero);
         nb::gil_scoped_release free;
-        linear(pool, weight, x, y, floats, repeats);
-    }, "pool"_a, "weight"_a, "x"_a.noconvert(), "y"_a.noconvert(), "floats"_a = false, "repeats"_a = 1);
+        linear(pool, weight, x, y, floats, repeats, rounding);
+    }, "pool"_a, "weight"_a, "x"_a.noconvert(), "y"_a.noconvert(), "floats"_a = false, "repeats"_a = 1, "kind"_a = "blocks",
+       "scale"_a = 1.0f, "zero"_a = 0);
+    m.def("quantize", [](const In<float, 2>& x, const Out<int8_t, 2>& q, const Out<float, 2>& scales, const Out<int32_t, 2>& sums,
+                         int block, const std::string& kind, float scale, int zero) {
+        quantize(x, q, scales, sums, block, rounding_of(kind, scale, zero));
+    }, "x"_a.noconvert(), "q"_a.noconvert(), "scales"_a.noconvert(), "sums"_a.noconvert(), "block"_a, "kind"_a = "blocks",
+       "scale"_a = 1.0f, "zero"_a = 0);
 
     nb::class_<Cache>(m, "Cache", "Keys and values of one conversation.")
         .def("__init__", [](Cache* self, int layers, int kv_heads, int head_dim, const std::string& dtype) {
@@ -196,7 +227,16 @@ NB_MODULE(_native, m) {
             step.gain = padded(gain), step.eps = eps;
             self.push(std::move(step));
         }, "a"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
-        .def("quantize", [](Program& self, int a, int out) { self.push(step_of(K::quantize, a, NONE, NONE, out)); }, "a"_a, "out"_a)
+        .def("quantize", [](Program& self, int a, int out, const std::string& kind, float scale, int zero) {
+            Step step = step_of(K::quantize, a, NONE, NONE, out);
+            step.rounding = rounding_of(kind, scale, zero);
+            self.push(std::move(step));
+        }, "a"_a, "out"_a, "kind"_a = "blocks", "scale"_a = 1.0f, "zero"_a = 0)
+        .def("restore", [](Program& self, int quantized, int out, int zero) {
+            Step step = step_of(K::restore, quantized, NONE, NONE, out);
+            step.rounding.zero = zero;
+            self.push(std::move(step));
+        }, "quantized"_a, "out"_a, "zero"_a = 0)
         .def("linear", [](Program& self, int a, int quantized, const nb::list& parts, bool add) {
             Step step = step_of(K::linear, a, quantized, NONE, NONE);
             step.add = add;

@@ -100,14 +100,45 @@ inline void to_half(const float* x, size_t count, uint16_t* y) {
     for (size_t i = 0; i < count; i += 16) store_f16(y + i, larger(smaller(load(x + i), most), least));
 }
 
-inline void quantize(const float* x, size_t stride, int, const QInput& q, int begin, int end) {
+inline float largest_magnitude(const float* x, int begin, int end) {
+    V16 most = splat(0);
+    for (int k = begin; k < end; k += 16) most = larger(most, magnitude(load(x + k)));
+    return largest_of(most);
+}
+
+// A row of x whose columns share one scale: q = clamp(round(x / scale + zero)), 0 past cols.
+inline void quantize_row(const float* x, int cols, const QInput& q, int t, float scale, int zero) {
+    const V16 divisor = splat(scale), shift = splat(float(zero)), least = splat(-128), most = splat(127);
+    int8_t* to = q.q + size_t(t) * q.padded_cols;
+    for (int b = 0; b < q.blocks; b++) {
+        const int first = b * q.block, last = std::min(first + q.block, q.padded_cols);
+        int32_t total = 0;
+        for (int k = first; k < last; k += 16) {
+            const V16 code = round_even(load(x + k) / divisor + shift);
+            total += store_i8(to + k, larger(smaller(code, most), least));
+        }
+        const int filled = std::max(0, last - std::max(first, cols));   // x is 0 there, so its code is zero
+        q.scale[size_t(t) * q.blocks + b] = scale;
+        q.sum[size_t(t) * q.blocks + b] = total - filled * zero;
+    }
+    std::memset(to + cols, 0, q.padded_cols - cols);
+}
+
+inline void quantize(const float* x, size_t stride, int cols, const QInput& q, const InputRounding& how, int begin, int end) {
     for (int t = begin; t < end; t++) {
         const float* row = x + size_t(t) * stride;
+        if (how.kind == InputRounding::Kind::fixed) {
+            quantize_row(row, cols, q, t, how.scale, how.zero);
+            continue;
+        }
+        if (how.kind == InputRounding::Kind::token) {
+            const float scale = largest_magnitude(row, 0, q.padded_cols) / 127.5f;
+            quantize_row(row, cols, q, t, scale > 0 ? scale : 1.0f, 0);
+            continue;
+        }
         for (int b = 0; b < q.blocks; b++) {
             const int first = b * q.block, last = std::min(first + q.block, q.padded_cols);
-            V16 most = splat(0);
-            for (int k = first; k < last; k += 16) most = larger(most, magnitude(load(row + k)));
-            const float largest = largest_of(most);
+            const float largest = largest_magnitude(row, first, last);
             // where 127 / largest would overflow the block is as good as zero
             const V16 inverse = splat(largest > 1e-36f ? 127.0f / largest : 0.0f);
             int32_t total = 0;

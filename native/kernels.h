@@ -41,7 +41,7 @@ struct Kernels {
     const char* isa;
 
     // x: float32 (rows, stride) of `cols` columns -> q, row by row from `begin` to `end`.
-    void (*quantize)(const float* x, size_t stride, int cols, const QInput& q, int begin, int end);
+    void (*quantize)(const float* x, size_t stride, int cols, const QInput& q, const InputRounding& how, int begin, int end);
     // y of rows [begin, end) of x and panels [first, last) of w. few: end - begin <= MOST_FEW.
     void (*linear_few)(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y);
     // scratch: scratch_bytes(w) bytes, aligned to 64, one for each thread.

@@ -221,7 +221,7 @@ void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wante
     const auto serial = [&](const Step& step) {
         if (rows > 1) return false;
         switch (step.kind) {
-            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::quantize: case Step::Kind::rope: return true;
+            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::quantize: case Step::Kind::restore: case Step::Kind::rope: return true;
             default: return false;
         }
     };
@@ -262,7 +262,18 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
         }
         case Step::Kind::quantize: {
             const Slot& a = slots_[step.a];
-            kernels_.quantize(a.data, a.stride, a.width, quantized_[step.out].input, first, last);
+            kernels_.quantize(a.data, a.stride, a.width, quantized_[step.out].input, step.rounding, first, last);
+            break;
+        }
+        case Step::Kind::restore: {
+            const QInput& q = quantized_[step.a].input;
+            const Slot& out = slots_[step.out];
+            for (int t = first; t < last; t++) {
+                const int8_t* codes = q.q + size_t(t) * q.padded_cols;
+                float* to = out.data + size_t(t) * out.stride;
+                for (int k = 0; k < out.width; k++)
+                    to[k] = float(codes[k] - step.rounding.zero) * q.scale[size_t(t) * q.blocks + k / q.block];
+            }
             break;
         }
         case Step::Kind::rope: {

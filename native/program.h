@@ -29,8 +29,9 @@ struct Part {                  // one of the linears of a step, which all read t
 };
 
 struct Step {
-    enum class Kind { embed, norm, quantize, linear, rope, attention, gated, add } kind;
+    enum class Kind { embed, norm, quantize, restore, linear, rope, attention, gated, add } kind;
     int a = NONE, b = NONE, c = NONE, out = NONE;   // slots; `out` of quantize is a quantized slot
+    InputRounding rounding;                         // quantize; restore: from a quantized slot a to floats
     bool add = false;                               // linear: onto the output slot
     std::vector<Part> parts;                        // linear; embed: the table
     std::shared_ptr<const Buffer<float>> gain;      // norm

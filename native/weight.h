@@ -60,7 +60,22 @@ struct Weight {
     }
 };
 
-// Activations in integers: x ~ scale * q, block by block of columns, q in [-128, 127], 0 exact.
+// How activations become integers. blocks: the runtime's own, a scale for each block of columns, q in [-127, 127]. token
+// and fixed are what a file declares, in the float32 operations of qparams/inputs.py, so that the integers are the same:
+//
+//   token   S = max |x| of the row / 127.5     q = clamp(round(x / S), -128, 127)
+//   fixed   S and Z of the file                q = clamp(round(x / S + Z), -128, 127)
+//
+// The linears know no Z: they give S_x sum S_w (u - z) q, and what Z adds to that is -S_x Z times the sum of a row of
+// weights, a constant that goes with the bias.
+struct InputRounding {
+    enum class Kind : uint8_t { blocks, token, fixed } kind = Kind::blocks;
+    float scale = 1;
+    int zero = 0;
+};
+
+// Activations in integers: x ~ scale * q, block by block of columns, q in [-128, 127]; one scale repeated where a row has
+// one.
 struct QInput {
     int8_t* q;                 // (rows, padded_cols), 0 past cols, aligned to 64
     float* scale;              // (rows, blocks)

@@ -317,13 +317,17 @@ void check_floats(const Table& table) {
     Array<int8_t> q[2] = {Array<int8_t>(x.count), Array<int8_t>(x.count)};
     Array<float> scale[2] = {Array<float>(16 * 3), Array<float>(16 * 3)};
     Array<int32_t> sum[2] = {Array<int32_t>(16 * 3), Array<int32_t>(16 * 3)};
-    for (int i = 0; i < 2; ++i) {
-        const QInput to = {q[i].get(), scale[i].get(), sum[i].get(), padded, 32, 3};
-        (i ? portable : kernels).quantize(x.get(), padded, cols, to, 0, 16);
+    using Kind = InputRounding::Kind;
+    for (const InputRounding& how : {InputRounding{}, {Kind::token, 1, 0}, {Kind::fixed, 0.01f, -100}, {Kind::fixed, 3, 90}}) {
+        for (int i = 0; i < 2; ++i) {
+            const QInput to = {q[i].get(), scale[i].get(), sum[i].get(), padded, 32, 3};
+            (i ? portable : kernels).quantize(x.get(), padded, cols, to, how, 0, 16);
+        }
+        const std::string name = table.name + " quantize " + std::to_string(int(how.kind));
+        expect_same(q[0], q[1], name + " q");
+        expect_same(scale[0], scale[1], name + " scale");
+        expect_same(sum[0], sum[1], name + " sum");
     }
-    expect_same(q[0], q[1], table.name + " quantize q");
-    expect_same(scale[0], scale[1], table.name + " quantize scale");
-    expect_same(sum[0], sum[1], table.name + " quantize sum");
 
     // linear_float with 37 rows (3 panels) of every kind, 1..16 rows of x
     const int rows = 37, panels = 3;

@@ -25,7 +25,7 @@ file may import torch, they are checked by `Recipe.check`, when the recipe is ab
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -363,10 +363,10 @@ def _read_field(key: str, value: object, place: Place) -> object:
             return _merge_input(None, _read_input_keys(value, place) or {"bits": InputScheme().bits}, place)
         case "range" | "rounding" | "activation_range":
             return _merge_choice(getattr(_DEFAULT, key), _read_choice_keys(_FOLDERS[key], value, place))
-        case "rules":
-            return tuple(_read_rule(rule, at) for rule, at in _items(value, place))
-        case "transforms":
-            return tuple(_read_transform(item, at) for item, at in _items(_as_tables(value), place))
+        case "rules" | "transforms":
+            read: Callable[[object, Place], object] = _read_rule if key == "rules" else _read_transform
+            items = value if key == "rules" else _as_tables(value)
+            return tuple(read(item, at) for item, at in _items(items, place))
         case "calibration":
             return Calibration(**toml.read_table(Calibration, value, place))
         case _:

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import zeropoint
-from reference.integer_linear import restored, rounded, stream_of_bits
+from reference.integer_linear import (
+    fixed_codes,
+    integer_linear,
+    restored,
+    rounded,
+    stream_of_bits,
+    token_codes,
+)
 from zeropoint.runtime import _native
 
 ISAS = _native.isas()
@@ -112,6 +119,73 @@ def test_integer_linears_equal_the_reference(isa: str, bits: int, zeros: bool) -
                 tokens,
             )
             assert close(run(made.weight, x, floats=True), x.astype(np.float64) @ made.values.T)
+
+
+def in_integers(x: Array, block: int, **how: Any) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
+    """The integers of x without those past its columns, the scales and the sums of its blocks."""
+    rows, cols = x.shape
+    padded = -(-cols // _native.CHUNK) * _native.CHUNK
+    blocks = -(-padded // block)
+    q = np.full((rows, padded), 99, np.int8)
+    scales, sums = np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.int32)
+    _native.quantize(x, q, scales, sums, block, **how)
+    assert not q[:, cols:].any()
+    assert np.array_equal(sums.sum(1), q.sum(1, dtype=np.int64))
+    return q[:, :cols], scales, sums
+
+
+def edge_cases(cols: int) -> Array:
+    """Rows of many magnitudes; ties; zeros; a row that reaches -127.5 steps; numbers without a leading 1."""
+    x = inputs(9, cols) * np.float32(10) ** np.arange(-4, 5, dtype=np.float32)[:, None]
+    x[1] = np.rint(x[1]) + np.float32(0.5)
+    x[2] = 0
+    x[3, ::2], x[3, 1::2] = -127.5, 0.5
+    x[4] = np.float32(1e-45)
+    x[5] = np.float32(1e-40) * np.arange(cols)
+    return x
+
+
+@pytest.mark.parametrize("cols", [1, 31, 32, 100, 576])
+def test_declared_roundings_give_their_integers_exactly(isa: str, cols: int) -> None:
+    x = edge_cases(cols)
+    for block in (32, 64, 1024):
+        q, scales, _ = in_integers(x, block, kind="token")
+        expected, scale = token_codes(x)
+        assert np.array_equal(q, expected)
+        assert np.array_equal(scales, np.repeat(scale.astype(np.float32), scales.shape[1], axis=1))
+        for step, zero in ((0.05, 0), (0.3, -128), (0.007, 127), (1.0, 17)):
+            q, scales, _ = in_integers(x, block, kind="fixed", scale=step, zero=zero)
+            assert np.array_equal(q, fixed_codes(x, step, zero))
+            assert (scales == np.float32(step)).all()
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["sym", "asym"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_declared_linears_are_the_identity_in_integers(isa: str, bits: int, zeros: bool) -> None:
+    random = np.random.default_rng(bits)
+    for rows, cols in ((40, 96), (17, 576), (33, 200), (16, 32)):
+        codes = random.integers(0, 1 << bits, (rows, cols))
+        w_scale = ((random.random((rows, 1)) + 0.5) / 100).astype(np.float32)
+        w_zero = random.integers(0, 1 << bits, (rows, 1)).astype(np.uint8)
+        weight = _native.codes_weight(bits, rows, cols, cols, False, zeros)
+        weight.put_codes(POOLS[2], 0, stream_of_bits(codes, bits), w_scale, w_zero if zeros else None)
+        middle = w_zero if zeros else np.full((rows, 1), 1 << (bits - 1))
+        sums = (codes - middle.astype(np.int64)).sum(1) * w_scale[:, 0].astype(np.float64)
+        for tokens in (1, 3, 8, 13):
+            x = inputs(tokens, cols)
+            x[0, 0] = -np.abs(x).max()  # reaches -128
+            q, scale = token_codes(x)
+            expected = integer_linear(q, 0, scale, codes, middle, w_scale)
+            y = np.zeros((tokens, rows), np.float32)
+            _native.linear(POOLS[2], weight, x, y, kind="token")
+            assert close(y, expected)
+            q = fixed_codes(x, 0.02, -40)
+            expected = integer_linear(q, -40, float(np.float32(0.02)), codes, middle, w_scale)
+            _native.linear(POOLS[2], weight, x, y, kind="fixed", scale=0.02, zero=-40)
+            # what is added back is as large as the products: the tolerance is of that
+            shift = float(np.float32(0.02)) * 40 * sums
+            error = np.abs(y + shift - expected).max()
+            assert error <= 3e-6 * max(np.abs(expected).max(), np.abs(shift).max())
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

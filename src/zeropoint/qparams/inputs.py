@@ -36,8 +36,8 @@ def round_input(x: Tensor, params: InputParams) -> Tensor:
     scheme = params.scheme
     if params.scale is None:
         # a token of zeros stays zeros, whatever its scale
-        largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
-        scale = torch.where(largest == 0, 1.0, largest / ((scheme.q_max - scheme.q_min) / 2))
+        scale = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True) / ((scheme.q_max - scheme.q_min) / 2)
+        scale = torch.where(scale == 0, 1.0, scale)
         return x.div(scale).round_().clamp_(scheme.q_min, scheme.q_max).mul_(scale)
     codes = x.div(params.scale).add_(params.zero_point).round_().clamp_(scheme.q_min, scheme.q_max)
     return codes.sub_(params.zero_point).mul_(params.scale)

@@ -61,6 +61,19 @@ def linear(
     y: NDArray[numpy.float32],
     floats: bool = False,
     repeats: int = 1,
+    kind: str = "blocks",
+    scale: float = 1.0,
+    zero: int = 0,
+) -> None: ...
+def quantize(
+    x: NDArray[numpy.float32],
+    q: NDArray[numpy.int8],
+    scales: NDArray[numpy.float32],
+    sums: NDArray[numpy.int32],
+    block: int,
+    kind: str = "blocks",
+    scale: float = 1.0,
+    zero: int = 0,
 ) -> None: ...
 
 class Cache:
@@ -82,7 +95,8 @@ class Program:
     def rope_table(self, frequencies: NDArray[numpy.float32]) -> int: ...
     def embed(self, table: Weight, out: int) -> None: ...
     def norm(self, a: int, gain: NDArray[numpy.float32], eps: float, out: int) -> None: ...
-    def quantize(self, a: int, out: int) -> None: ...
+    def quantize(self, a: int, out: int, kind: str = "blocks", scale: float = 1.0, zero: int = 0) -> None: ...
+    def restore(self, quantized: int, out: int, zero: int = 0) -> None: ...
     def linear(
         self, a: int, quantized: int, parts: list[tuple[Weight, NDArray[numpy.float32] | None, int]], add: bool
     ) -> None: ...

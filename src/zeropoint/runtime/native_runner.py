@@ -18,7 +18,7 @@ from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
 from zeropoint.runtime import _native
 from zeropoint.runtime.choices import CacheDtype, Choices
-from zeropoint.runtime.ops_native import LayerPart, NativeOps, Operation, compile_program
+from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Embeddings, PackedWeight
 
@@ -33,7 +33,8 @@ _log = logging.getLogger(__name__)
 class NativeRunner:
     """Runs a checkpoint with the kernels of this machine; see `zeropoint.runtime.runner.Runner`.
 
-    activations: "int8" rounds what linears with integer weights read, in blocks of columns; "float" does not.
+    activations: "int8" rounds what linears with integer weights read, as the file says or else in blocks of columns;
+        "float" does not, whatever the file says.
     embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values;
     int8 has a scale for each head and token. None is what the checkpoint asks for, see `zeropoint.runtime.choices`.
     Raises: CheckpointError if it asks for what there is not; InputError for such an argument, for threads below 1, or
@@ -211,10 +212,17 @@ class _Loader:
         """Return a small tensor as float32."""
         return _as_float32(self._checkpoint.read_array(name), self._dtype(name))
 
-    def linear(self, name: str) -> _native.Weight:
-        """Return the weight of a linear of a block, float or quantized."""
+    def linear(self, name: str) -> NativeLinear:
+        """Return the weight of a linear of a block, float or quantized, and how its input is rounded."""
         packed = self._weights.packed_linear(name)
-        return self._counted(self._float(f"{name}.weight") if packed is None else self._packed(name, packed))
+        if packed is None:
+            return NativeLinear(self._counted(self._float(f"{name}.weight")))
+        weight = self._counted(self._packed(name, packed))
+        shift = None
+        if packed.input is not None and packed.input.scale is not None and packed.input.zero_point:
+            # float64: the kernels' sums lose about as much again when this is added to them
+            shift = (row_sums(packed) * -(packed.input.scale * packed.input.zero_point)).astype(np.float32)
+        return NativeLinear(weight, packed.input, shift)
 
     def table(self, name: str, *, rounded: bool) -> _native.Weight:
         """Return an embedding or a head: as it is stored, or rounded to 8 bits by rows."""
@@ -285,6 +293,28 @@ class _Loader:
     def _counted(self, weight: _native.Weight) -> _native.Weight:
         self.bytes += weight.bytes
         return weight
+
+
+def row_sums(packed: PackedWeight) -> NDArray[np.float64]:
+    """Return the sum of each row of what a packed weight stands for: exact sums of integers times scales.
+
+    sum_k W[r, k] = sum over groups g of S[r, g] * (sum of the codes of g - columns of g * Z[r, g])
+    """
+    from zeropoint.formats import bits
+
+    rows, cols = packed.shape
+    group = packed.scheme.group_size if packed.scheme.granularity == "group" else None
+    starts = np.arange(0, cols, group or cols)
+    lengths = np.diff(np.append(starts, cols))
+    sums = np.empty((rows, len(starts)), np.int64)
+    step = max(1, SLAB_BYTES // (8 * cols))
+    for first in range(0, rows, step):
+        codes = bits.unpack_array(packed.words[first : first + step].view(np.int32), packed.scheme.bits, cols)
+        sums[first : first + step] = np.add.reduceat(codes, starts, axis=1, dtype=np.int64)
+    if packed.zero_point is not None:
+        sums -= lengths * packed.zero_point.astype(np.int64)
+    total: NDArray[np.float64] = (packed.scale.astype(np.float64) * sums).sum(axis=1)
+    return total
 
 
 def _cache_token_bytes(config: Config, cache: CacheDtype) -> int:

@@ -5,7 +5,8 @@ native/program.h executes; from then on a token is one call into C++, however ma
 
     model file --NativeOps--> list of operations --compile--> steps: linears that read the same value in one step,
                                                               a residual added where its linear writes,
-                                                              values rounded to int8 once for all that read them,
+                                                              values rounded to int8 once for all that read them
+                                                              and want them rounded alike,
                                                               memory shared by values that do not live together
 """
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.runtime import _native
+from zeropoint.types import InputParams
 
 Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
@@ -46,6 +48,19 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class NativeLinear:
+    """The weight of a linear, and how the file says that its input is rounded; None where it says nothing.
+
+    shift: float32 (rows,), what the zero point of the input takes from each output, -S_x Z_x times the sum of the row
+    of weights: the kernels multiply integers that know no zero point. None where there is none.
+    """
+
+    weight: _native.Weight
+    input: InputParams | None = None
+    shift: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
 class LayerPart:
     """Which part of the cache a block writes to. length: 0; the position is known when the program runs."""
 
@@ -54,12 +69,12 @@ class LayerPart:
 
 
 class NativeOps:
-    """Records operations; the arrays it is given are `_native.Weight` for linears and tables, float32 for the rest."""
+    """Records operations; it is given `NativeLinear`, `_native.Weight` for a table or a head, float32 for the rest."""
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
 
-    def prepare(self, weight: _native.Weight) -> _native.Weight:
+    def prepare(self, weight: NativeLinear) -> NativeLinear:
         """Return the weight, which is in panels already."""
         return weight
 
@@ -67,9 +82,10 @@ class NativeOps:
         """Record the look-up of the tokens at hand."""
         return self._record("embed", (), table.cols, table=table)
 
-    def linear(self, x: Value, weight: _native.Weight, bias: NDArray[np.float32] | None) -> Value:
+    def linear(self, x: Value, weight: NativeLinear | _native.Weight, bias: NDArray[np.float32] | None) -> Value:
         """Record x W^T + b."""
-        return self._record("linear", (x,), weight.rows, weight=weight, bias=bias)
+        linear = weight if isinstance(weight, NativeLinear) else NativeLinear(weight)
+        return self._record("linear", (x,), linear.weight.rows, linear=linear, weight=linear.weight, bias=bias)
 
     def rms_norm(self, x: Value, gain: NDArray[np.float32], eps: float) -> Value:
         """Record x / sqrt(mean(x^2) + eps) * gain."""
@@ -110,7 +126,7 @@ def compile_program(operations: Sequence[Operation], *, head: int, pool: _native
     """Return the program that computes the last operation's value.
 
     head: index of the first operation that is only needed where logits are wanted. floats: the inputs of linears with
-    integer weights stay float32; otherwise they are rounded to int8 in blocks of columns.
+    integer weights stay float32; otherwise they are rounded as their file says, or else to int8 in blocks of columns.
     """
     return _Compiler(operations, head, pool, floats=floats).program
 
@@ -125,7 +141,7 @@ class _Compiler:
         self._slots: dict[int, int] = {}  # of a value that lives
         self._free: dict[int, list[int]] = {}  # slots by width
         self._quantized: dict[tuple[int, int], int] = {}  # quantized slot by width and block
-        self._held: dict[int, int] = {}  # which value a quantized slot holds
+        self._held: dict[int, tuple[int, InputParams | None]] = {}  # which value a quantized slot holds, rounded how
         self._ropes: dict[Rope, int] = {}
         self.program = _native.Program(pool)
         at = 0
@@ -191,10 +207,15 @@ class _Compiler:
             targets = [self._slots[add.out.index]]
         else:
             targets = [self._new(linear.out) for linear in linears]
-        for block, members in self._by_block(linears):
-            parts = [(linears[i].detail["weight"], linears[i].detail["bias"], targets[i]) for i in members]
-            quantized = -1 if block is None else self._rounded(x, block)
-            self.program.linear(self._slots[x.index], quantized, parts, add is not None)
+        for (block, rounding), members in self._by_input(linears):
+            quantized = -1 if block is None else self._rounded(x, block, rounding)
+            parts = [
+                (linears[i].detail["weight"], _bias(linears[i], shifted=quantized >= 0), targets[i]) for i in members
+            ]
+            if block is None and rounding is not None:
+                self._emit_restored(x, rounding, parts, add=add is not None)
+            else:
+                self.program.linear(self._slots[x.index], quantized, parts, add is not None)
         last = end if add is None else end + 1
         for index in range(at, last):
             self._release(index, self._operations[index])
@@ -213,23 +234,40 @@ class _Compiler:
         dies = all(self._last_use[value.index] == at for value in add.inputs)
         return add if len(others) == 1 and dies else None
 
-    def _by_block(self, linears: Sequence[Operation]) -> Iterator[tuple[int | None, list[int]]]:
-        """Yield which of the linears read the value rounded in blocks of one size, or not rounded (None)."""
-        found: dict[int | None, list[int]] = {}
-        for i, linear in enumerate(linears):
-            weight = linear.detail["weight"]
-            found.setdefault(None if self._floats or weight.is_float else weight.block, []).append(i)
+    def _emit_restored(
+        self, x: Value, rounding: InputParams, parts: list[tuple[_native.Weight, Any, int]], *, add: bool
+    ) -> None:
+        """Emit linears that are held as floats and whose input is rounded all the same: to integers and back."""
+        free = self._free.get(x.width)
+        slot = free.pop() if free else self.program.slot(x.width)
+        quantized = self._rounded(x, -(-x.width // _native.CHUNK) * _native.CHUNK, rounding)
+        self.program.restore(quantized, slot, rounding.zero_point)
+        self.program.linear(slot, -1, parts, add)
+        self._free.setdefault(x.width, []).append(slot)
+
+    def _by_input(
+        self, linears: Sequence[Operation]
+    ) -> Iterator[tuple[tuple[int | None, InputParams | None], list[int]]]:
+        """Yield which of the linears read the value rounded alike: in which blocks, and how their file says.
+
+        The block is None where a linear reads floats.
+        """
+        found: dict[tuple[int | None, InputParams | None], list[int]] = {}
+        for i, operation in enumerate(linears):
+            linear: NativeLinear = operation.detail["linear"]
+            block = None if self._floats or linear.weight.is_float else linear.weight.block
+            found.setdefault((block, None if self._floats else linear.input), []).append(i)
         yield from found.items()
 
-    def _rounded(self, x: Value, block: int) -> int:
-        """Return the quantized slot that holds x, after a step that fills it if it holds another value."""
+    def _rounded(self, x: Value, block: int, rounding: InputParams | None) -> int:
+        """Return the quantized slot that holds x, after a step that fills it if it holds something else."""
         key = (x.width, block)
         if key not in self._quantized:
             self._quantized[key] = self.program.quantized(*key)
         slot = self._quantized[key]
-        if self._held.get(slot) != x.index:
-            self.program.quantize(self._slots[x.index], slot)
-            self._held[slot] = x.index
+        if self._held.get(slot) != (x.index, rounding):
+            self.program.quantize(self._slots[x.index], slot, *_kind(rounding))
+            self._held[slot] = (x.index, rounding)
         return slot
 
     def _new(self, value: Value) -> int:
@@ -248,3 +286,20 @@ class _Compiler:
         for value in operation.inputs:
             if self._last_use[value.index] == at and value.index in self._slots:
                 self._free.setdefault(value.width, []).append(self._slots.pop(value.index))
+
+
+def _kind(rounding: InputParams | None) -> tuple[str, float, int]:
+    """Return what native/weight.h calls the rounding, its scale and its zero point."""
+    if rounding is None:
+        return "blocks", 1.0, 0
+    return ("token", 1.0, 0) if rounding.scale is None else ("fixed", rounding.scale, rounding.zero_point)
+
+
+def _bias(operation: Operation, *, shifted: bool) -> NDArray[np.float32] | None:
+    """Return the bias of a linear; shifted: with what the zero point of its input takes from the outputs."""
+    bias: NDArray[np.float32] | None = operation.detail["bias"]
+    shift: NDArray[np.float32] | None = operation.detail["linear"].shift
+    if not shifted or shift is None:
+        return bias
+    both: NDArray[np.float32] = shift if bias is None else bias + shift
+    return both
