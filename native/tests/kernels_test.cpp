@@ -317,8 +317,9 @@ void check_floats(const Table& table) {
     Array<int8_t> q[2] = {Array<int8_t>(x.count), Array<int8_t>(x.count)};
     Array<float> scale[2] = {Array<float>(16 * 3), Array<float>(16 * 3)};
     Array<int32_t> sum[2] = {Array<int32_t>(16 * 3), Array<int32_t>(16 * 3)};
-    using Kind = InputRounding::Kind;
-    for (const InputRounding& how : {InputRounding{}, {Kind::token, 1, 0}, {Kind::fixed, 0.01f, -100}, {Kind::fixed, 3, 90}}) {
+    using How = InputRounding::Kind;
+    const InputRounding roundings[] = {{}, {How::token, 1, 0}, {How::fixed, 0.01f, -100}, {How::fixed, 3, 90}};
+    for (const InputRounding& how : roundings) {
         for (int i = 0; i < 2; ++i) {
             const QInput to = {q[i].get(), scale[i].get(), sum[i].get(), padded, 32, 3};
             (i ? portable : kernels).quantize(x.get(), padded, cols, to, how, 0, 16);
