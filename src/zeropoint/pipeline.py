@@ -48,8 +48,10 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.qparams import choose_input
 from zeropoint.qparams.affine import dequantize
-from zeropoint.qparams.choose import choose_input_params, choose_qparams
+from zeropoint.qparams.choose import choose_qparams
+from zeropoint.qparams.inputs import input_params
 from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
 from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
@@ -58,7 +60,7 @@ from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
-from zeropoint.types import Histogram, InputParams, InputScheme, Scheme, Stats
+from zeropoint.types import InputParams, InputScheme, Scheme, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
@@ -294,11 +296,10 @@ def _input_params(name: str, plan: LayerPlan, stats: Mapping[str, Stats]) -> Inp
     """Return how the input of a layer is rounded: alike for all layers of a stage whose plans say the same."""
     if plan.activations is None or plan.activations.dynamic:
         return None if plan.activations is None else InputParams(plan.activations)
-    histogram = stats["histogram"]
-    assert isinstance(histogram, Histogram)
     options = plan.activation_range.load_options("qparams.ranges")
     try:
-        return choose_input_params(histogram, plan.activations, plan.activation_range.method, options)
+        found = choose_input.choose_input_range(stats, plan.activation_range.method, options, plan.activations)
+        return input_params(found.low, found.high, plan.activations)
     except (NonFiniteError, SchemeError) as error:
         raise type(error)(f"input of {name}: {error}") from error
 
@@ -327,7 +328,7 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
     for plan in plans:
         if plan is not None:
             if plan.activations is not None and not plan.activations.dynamic:
-                needs.add("histogram")
+                needs |= choose_input.needs(plan.activation_range.method)
             modules += [find.load("qparams.ranges", plan.range.method), find.load("rounding", plan.rounding.method)]
     return frozenset(needs.union(*(module.NEEDS for module in modules)))
 

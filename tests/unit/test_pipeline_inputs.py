@@ -16,11 +16,12 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import bundled_text, calibration_batches
 from zeropoint.observe.walk import observe, walk
 from zeropoint.pipeline import quantize
-from zeropoint.qparams.choose import choose_input_params
+from zeropoint.qparams.choose_input import choose_input_range
+from zeropoint.qparams.inputs import input_params
 from zeropoint.recipe import load_recipe
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Histogram, InputScheme, QTensor
+from zeropoint.types import InputScheme, QTensor
 
 SMALL = ["calibration.samples=4", "calibration.length=32"]
 
@@ -41,9 +42,9 @@ def test_every_stage_is_observed_as_the_written_model_feeds_it(base: Path, tmp_p
     with torch.inference_mode(), Activations(limit_bytes=1 << 30) as activations:
         activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
         for visit in walk(weights.model, partial(weights.block, ops=ops), activations):
-            histogram = observe(visit, frozenset({"histogram"}))["histogram"]
-            assert isinstance(histogram, Histogram)
-            expected = choose_input_params(histogram, InputScheme(dynamic=False, symmetric=False), rule)
+            stats, scheme = observe(visit, frozenset({"histogram"})), InputScheme(dynamic=False, symmetric=False)
+            found = choose_input_range(stats, rule, None, scheme)
+            expected = input_params(found.low, found.high, scheme)
             for local in visit.stage.linears:
                 linear = weights.linear(f"{weights.model.block_name(visit.index)}.{local}")
                 assert isinstance(linear, QTensor)

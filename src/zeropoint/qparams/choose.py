@@ -1,4 +1,4 @@
-"""A range rule -> scale and zero point: of every group of a weight, and of the values that a histogram counted."""
+"""A weight and a range rule -> scale and zero point of every group."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from zeropoint import find
 from zeropoint.errors import InternalError, RecipeError, SchemeError
 from zeropoint.qparams.from_range import from_range, require_finite
 from zeropoint.qparams.grouping import check_scheme, check_shape, split, split_columns
-from zeropoint.qparams.inputs import as_weight_scheme, input_params
-from zeropoint.types import Histogram, InputParams, InputScheme, QParams, Scheme
+from zeropoint.types import QParams, Scheme
 
 
 def choose_qparams(
@@ -41,20 +40,6 @@ def choose_qparams(
     chosen = module.Options() if options is None else options
     low, high = module.from_values(split(weight.float(), scheme), scheme, chosen, per_value)
     return from_range(low, high, scheme)
-
-
-def choose_input_params(
-    histogram: Histogram, scheme: InputScheme, rule: str, options: msgspec.Struct | None = None
-) -> InputParams:
-    """Return the one scale and zero point that the range rule `rule` gives activations.
-
-    histogram: of them. scheme: a static one. options: of that rule; None for its defaults.
-    Raises: RecipeError for a rule that has no file; NonFiniteError and SchemeError as `input_params`, or as the rule.
-    """
-    module = find.load("qparams.ranges", rule, error=RecipeError)
-    chosen = module.Options() if options is None else options
-    low, high = module.from_histogram(histogram, as_weight_scheme(scheme), chosen)
-    return input_params(low, high, scheme)
 
 
 def _check_importance(importance: Tensor, cols: int) -> None:
