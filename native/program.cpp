@@ -100,7 +100,7 @@ void Cache::put(const Kernels& kernels, Page& page, int head, int at, const floa
             alignas(64) int8_t q[MOST_HEAD_DIM];
             int32_t sum;
             const auto round = [&](const float* x, int8_t* to, float* scale) {
-                kernels.quantize(x, head_dim_, head_dim_, {to, scale, &sum, head_dim_, head_dim_, 1}, 0, 1);
+                kernels.quantize(x, head_dim_, head_dim_, {to, scale, &sum, head_dim_, head_dim_, 1}, InputRounding{}, 0, 1);
             };
             const size_t scale = size_t(head) * PAGE + at;
             round(key, q, page.key_scales.data() + scale);

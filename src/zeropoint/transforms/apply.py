@@ -13,7 +13,6 @@ from zeropoint.observe.walk import look_ahead
 from zeropoint.recipe import Choice, LayerPlan
 from zeropoint.transforms import Rewritten, StageNote
 from zeropoint.transforms.trial import Trial, trial_inputs
-from zeropoint.types import InputScheme
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def apply(
         ops,
         trial_inputs(activations, seed=seed),
         {name: None if plan is None else plan.scheme for name, plan in plans.items()},
-        {name: _input_scheme(plan) for name, plan in plans.items()},
+        {name: None if plan is None else plan.activations for name, plan in plans.items()},
     )
     done: list[Applied] = []
     for choice in choices:
@@ -59,8 +58,3 @@ def apply(
         block = rewritten.block
         done.append(Applied(block.name, choice.method, rewritten.notes, before, trial.error(block)))
     return block, tuple(done)
-
-
-def _input_scheme(plan: LayerPlan | None) -> InputScheme | None:
-    """Return how a linear's input is rounded. Recipes do not say it: as the native runtime does, to 8 bits."""
-    return None if plan is None else InputScheme()
