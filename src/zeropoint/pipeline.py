@@ -13,7 +13,7 @@ What is judged later is the written file, never anything in here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -266,8 +266,10 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
     stats = observe(visit, _needs(stage_plans.values()))
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
 
+    inputs = _stage_inputs(prefix, source, planned, stats)
+
     def quantize_one(name: str) -> _Layer:
-        return _quantize_layer(f"{prefix}.{name}", source, planned[name], stats)
+        return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats)
 
     with a_thread_each() as pool:
         layers = map_each(pool, quantize_one, planned)
@@ -276,7 +278,9 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
     return layers
 
 
-def _quantize_layer(name: str, source: _Source, plan: LayerPlan, stats: Mapping[str, Stats]) -> _Layer:
+def _quantize_layer(
+    name: str, source: _Source, plan: LayerPlan, params: InputParams | None, stats: Mapping[str, Stats]
+) -> _Layer:
     weight = source.linear(name)
     rounding = find.load("rounding", plan.rounding.method)
     rounding_options = plan.rounding.load_options("rounding")
@@ -288,20 +292,43 @@ def _quantize_layer(name: str, source: _Source, plan: LayerPlan, stats: Mapping[
         raise type(error)(f"{name}.weight: {error}") from error
     # the codes are found for the float input: its rounding is an error of its own that no other code makes smaller
     rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
-    rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=_input_params(name, plan, stats)))
+    rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=params))
     return _Layer(name, rounded, _row(name, weight, plan, rounded, measured=importance is not None))
 
 
-def _input_params(name: str, plan: LayerPlan, stats: Mapping[str, Stats]) -> InputParams | None:
-    """Return how the input of a layer is rounded: alike for all layers of a stage whose plans say the same."""
-    if plan.activations is None or plan.activations.dynamic:
-        return None if plan.activations is None else InputParams(plan.activations)
-    options = plan.activation_range.load_options("qparams.ranges")
-    try:
-        found = choose_input.choose_input_range(stats, plan.activation_range.method, options, plan.activations)
-        return input_params(found.low, found.high, plan.activations)
-    except (NonFiniteError, SchemeError) as error:
-        raise type(error)(f"input of {name}: {error}") from error
+def _stage_inputs(
+    prefix: str, source: _Source, planned: Mapping[str, LayerPlan], stats: Mapping[str, Stats]
+) -> dict[str, InputParams | None]:
+    """Return how each linear of a stage rounds its input: alike for all whose plans say the same."""
+    found: dict[str, InputParams | None] = {}
+    for name, plan in planned.items():
+        alike = [other for other, its in planned.items() if _rounds_input(its) == _rounds_input(plan)]
+        if alike[0] in found:
+            found[name] = found[alike[0]]
+            continue
+        try:
+            found[name] = _input_params(plan, [f"{prefix}.{other}" for other in alike], source, stats)
+        except (NonFiniteError, SchemeError) as error:
+            raise type(error)(f"input of {prefix}.{name}: {error}") from error
+    return found
+
+
+def _rounds_input(plan: LayerPlan) -> object:
+    return plan.activations, plan.activation_range
+
+
+def _input_params(
+    plan: LayerPlan, names: Sequence[str], source: _Source, stats: Mapping[str, Stats]
+) -> InputParams | None:
+    """Return how linears with this plan round the input that they share."""
+    scheme, choice = plan.activations, plan.activation_range
+    if scheme is None or scheme.dynamic:
+        return None if scheme is None else InputParams(scheme)
+    # a rule that measures outputs multiplies by the weights
+    weights = [source.linear(name) for name in names] if choice.method == "auto" else []
+    options = choice.load_options("qparams.input_ranges")
+    found = choose_input.choose_input_range(stats, choice.method, options, scheme, weights)
+    return input_params(found.low, found.high, scheme)
 
 
 def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measured: bool) -> LayerRow:

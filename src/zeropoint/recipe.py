@@ -39,16 +39,17 @@ from zeropoint.errors import RecipeError
 from zeropoint.toml import Place
 from zeropoint.types import Embeddings, InputScheme, KVCache, Scheme
 
-ChoiceKind: TypeAlias = Literal["qparams.ranges", "rounding", "transforms"]
+ChoiceKind: TypeAlias = Literal["qparams.ranges", "qparams.input_ranges", "rounding", "transforms"]
 """The folders that a recipe chooses methods from."""
 
 _FOLDERS: dict[str, ChoiceKind] = {
     "range": "qparams.ranges",
     "rounding": "rounding",
-    "activation_range": "qparams.ranges",
+    "activation_range": "qparams.input_ranges",
 }
 _LISTS = ("rules", "transforms")
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
+_ALSO = {"qparams.input_ranges": "qparams.ranges"}  # the rules of weights serve inputs too
 _INPUT_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=8, le=8)]}
 _FLOAT: Literal["float"] = "float"
 _PLAIN: dict[str, Any] = {"kv_cache": KVCache, "embeddings": Embeddings}
@@ -448,9 +449,14 @@ def _read_choice_keys(kind: ChoiceKind, value: object, place: Place) -> dict[str
     return given
 
 
+def _names(kind: str) -> tuple[str, ...]:
+    """Return the names of all methods of a kind, sorted."""
+    return tuple(sorted((*find.names(kind), *(find.names(_ALSO[kind]) if kind in _ALSO else ()))))
+
+
 def _read_name(kind: str, value: object, place: Place) -> str:
     """Return the name of a file in the folder `kind`; the folder is listed, nothing in it is imported."""
-    known = find.names(kind)
+    known = _names(kind)
     if not isinstance(value, str) or value not in known:
         near = find.nearest(str(value), known)
         raise RecipeError(f"{place} is {value!r}; allowed is one of {', '.join(map(repr, known))}{near}")
@@ -505,7 +511,8 @@ def _merge_choice(choice: Choice, given: Mapping[str, Any]) -> Choice:
 
 
 def _load_options(kind: ChoiceKind, choice: Choice, place: Place) -> msgspec.Struct:
-    options: type[msgspec.Struct] = find.load(kind, choice.method, error=RecipeError).Options
+    folder = kind if choice.method in find.names(kind) else _ALSO.get(kind, kind)
+    options: type[msgspec.Struct] = find.load(folder, choice.method, error=RecipeError).Options
     return options(**toml.read_table(options, choice.options, place))
 
 

@@ -14,7 +14,8 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.runtime.weights import Weights
 
 SMALL = ("--recipe", "w8a16", "--set", "calibration.samples=8", "--set", "calibration.length=32")
-SMOOTH = ("--set", "transforms=smoothquant")
+ROUNDED = ("--set", "activations.dynamic=true")
+SMOOTH = (*ROUNDED, "--set", "transforms=smoothquant")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_the_written_norms_and_biases_are_those_the_weights_were_made_for(model:
 
 
 def test_strength_0_gives_the_bytes_of_no_transform(model: Path, tmp_path: Path) -> None:
-    made(model, tmp_path / "none")
+    made(model, tmp_path / "none", *ROUNDED)
     _, result = made(model, tmp_path / "zero", *SMOOTH, "--set", "transforms.0.strength=0")
     file = "model.safetensors"
     assert (tmp_path / "none" / file).read_bytes() == (tmp_path / "zero" / file).read_bytes()

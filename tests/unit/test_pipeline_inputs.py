@@ -16,7 +16,7 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import bundled_text, calibration_batches
 from zeropoint.observe.walk import observe, walk
 from zeropoint.pipeline import quantize
-from zeropoint.qparams.choose_input import choose_input_range
+from zeropoint.qparams.choose_input import choose_input_range, needs
 from zeropoint.qparams.inputs import input_params
 from zeropoint.recipe import load_recipe
 from zeropoint.runtime.ops_torch import TorchOps
@@ -31,10 +31,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("models") / "tiny")
 
 
-@pytest.mark.parametrize("rule", ["minmax", "percentile"])
+@pytest.mark.parametrize("rule", ["minmax", "percentile", "moving_average", "auto"])
 def test_every_stage_is_observed_as_the_written_model_feeds_it(base: Path, tmp_path: Path, rule: str) -> None:
     quantize(base, tmp_path / "out", recipe=load_recipe("w8a8_static", [*SMALL, f"activation_range={rule}"]))
-    weights = Weights(open_checkpoint(tmp_path / "out"))
+    weights, original = Weights(open_checkpoint(tmp_path / "out")), Weights(open_checkpoint(base))
     text = calibration_batches(
         bundled_text("calibration"), load_tokenizer(weights.checkpoint), samples=4, length=32, seed=0, batch=4
     )
@@ -42,11 +42,12 @@ def test_every_stage_is_observed_as_the_written_model_feeds_it(base: Path, tmp_p
     with torch.inference_mode(), Activations(limit_bytes=1 << 30) as activations:
         activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
         for visit in walk(weights.model, partial(weights.block, ops=ops), activations):
-            stats, scheme = observe(visit, frozenset({"histogram"})), InputScheme(dynamic=False, symmetric=False)
-            found = choose_input_range(stats, rule, None, scheme)
+            stats, scheme = observe(visit, needs(rule)), InputScheme(dynamic=False, symmetric=False)
+            names = [f"{weights.model.block_name(visit.index)}.{local}" for local in visit.stage.linears]
+            found = choose_input_range(stats, rule, None, scheme, [original.float_linear(name) for name in names])
             expected = input_params(found.low, found.high, scheme)
-            for local in visit.stage.linears:
-                linear = weights.linear(f"{weights.model.block_name(visit.index)}.{local}")
+            for name in names:
+                linear = weights.linear(name)
                 assert isinstance(linear, QTensor)
                 assert linear.input == expected
                 seen += 1
