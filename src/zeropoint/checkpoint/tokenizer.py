@@ -77,24 +77,30 @@ class Tokenizer:
             ) from error
 
 
-def has_tokenizer(checkpoint: Checkpoint) -> bool:
-    """Say whether `load_tokenizer` finds one."""
-    return checkpoint.side_file("tokenizer.json") is not None
-
-
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Return the tokenizer of a checkpoint, of either kind.
 
     Raises: CheckpointError if there is no tokenizer.json, or it or a file beside it cannot be used.
     """
-    from tokenizers import Tokenizer as Backend
-
-    content = checkpoint.side_file("tokenizer.json")
-    if content is None:
+    tokenizer = find_tokenizer(checkpoint)
+    if tokenizer is None:
         raise CheckpointError(
             f"{checkpoint.path}: there is no tokenizer.json; make one where transformers is installed: "
             "transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained(MODEL)"
         )
+    return tokenizer
+
+
+def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """Return the tokenizer of a checkpoint, or None if there is no tokenizer.json.
+
+    Raises: CheckpointError if it or a file beside it cannot be used.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    content = checkpoint.side_file("tokenizer.json")
+    if content is None:
+        return None
     try:
         backend = Backend.from_str(content.decode())
     except Exception as error:  # tokenizers raises nothing narrower

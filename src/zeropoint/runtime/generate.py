@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.checkpoint.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
+from zeropoint.checkpoint.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.models.parts import Config
 from zeropoint.runtime.choices import CacheDtype, require_possible
@@ -43,7 +43,7 @@ def load(
     require_possible(runtime, activations=activations, embeddings=embeddings)
     weights = Weights(open_checkpoint(path))
     # before the weights: while it is read it takes several times what it takes then
-    tokenizer = load_tokenizer(weights.checkpoint) if has_tokenizer(weights.checkpoint) else None
+    tokenizer = find_tokenizer(weights.checkpoint)
     runner: Runner
     if runtime == "native":
         from zeropoint.runtime.native_runner import NativeRunner
