@@ -28,17 +28,29 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(s for s in stems if not s.startswith("_") and s not in hidden))
 
 
+@cache
+def choices(kind: str) -> tuple[str, ...]:
+    """Return what `load` finds for `kind`, sorted: what is in its folder, and in the one that this names as ALSO."""
+    also = _also(kind)
+    return names(kind) if also is None else tuple(sorted((*names(kind), *names(also))))
+
+
 def load(kind: str, name: str, *, error: type[InputError] = InputError) -> ModuleType:
-    """Import and return the capability `name` of the folder `kind`.
+    """Import and return the capability `name` of the folder `kind`, or of the folder that it names as ALSO.
 
     Raises: `error`, naming the ones that exist and the nearest of them, when there is no such file.
     """
-    known = names(kind)
+    known = choices(kind)
     if name not in known:
         raise error(
             f"no {kind.replace('.', ' ')} is called {name!r}; there are {', '.join(known)}{nearest(name, known)}"
         )
-    return importlib.import_module(f"zeropoint.{kind}.{name}")
+    return importlib.import_module(f"zeropoint.{kind if name in names(kind) else _also(kind)}.{name}")
+
+
+def _also(kind: str) -> str | None:
+    also: str | None = getattr(importlib.import_module(f"zeropoint.{kind}"), "ALSO", None)
+    return also
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

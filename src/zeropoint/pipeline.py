@@ -324,8 +324,7 @@ def _input_params(
     scheme, choice = plan.activations, plan.activation_range
     if scheme is None or scheme.dynamic:
         return None if scheme is None else InputParams(scheme)
-    # a rule that measures outputs multiplies by the weights
-    weights = [source.linear(name) for name in names] if choice.method == "auto" else []
+    weights = (source.linear(name) for name in names)  # read by the rules that measure outputs only
     options = choice.load_options("qparams.input_ranges")
     found = choose_input.choose_input_range(stats, choice.method, options, scheme, weights)
     return input_params(found.low, found.high, scheme)

@@ -49,7 +49,6 @@ _FOLDERS: dict[str, ChoiceKind] = {
 }
 _LISTS = ("rules", "transforms")
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
-_ALSO = {"qparams.input_ranges": "qparams.ranges"}  # the rules of weights serve inputs too
 _INPUT_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=8, le=8)]}
 _FLOAT: Literal["float"] = "float"
 _PLAIN: dict[str, Any] = {"kv_cache": KVCache, "embeddings": Embeddings}
@@ -414,12 +413,8 @@ def _read_rule(table: object, place: Place) -> Rule:
         layers=layers,
         keep_float=keep_float,
         weights=_read_scheme_keys(given.get("weights", {}), place.at("weights")),
-        range=_read_choice_keys("qparams.ranges", given.get("range", {}), place.at("range")),
-        rounding=_read_choice_keys("rounding", given.get("rounding", {}), place.at("rounding")),
         activations=_read_input_keys(given.get("activations", {}), place.at("activations")),
-        activation_range=_read_choice_keys(
-            "qparams.ranges", given.get("activation_range", {}), place.at("activation_range")
-        ),
+        **{key: _read_choice_keys(folder, given.get(key, {}), place.at(key)) for key, folder in _FOLDERS.items()},
     )
 
 
@@ -449,14 +444,9 @@ def _read_choice_keys(kind: ChoiceKind, value: object, place: Place) -> dict[str
     return given
 
 
-def _names(kind: str) -> tuple[str, ...]:
-    """Return the names of all methods of a kind, sorted."""
-    return tuple(sorted((*find.names(kind), *(find.names(_ALSO[kind]) if kind in _ALSO else ()))))
-
-
 def _read_name(kind: str, value: object, place: Place) -> str:
     """Return the name of a file in the folder `kind`; the folder is listed, nothing in it is imported."""
-    known = _names(kind)
+    known = find.choices(kind)
     if not isinstance(value, str) or value not in known:
         near = find.nearest(str(value), known)
         raise RecipeError(f"{place} is {value!r}; allowed is one of {', '.join(map(repr, known))}{near}")
@@ -511,8 +501,7 @@ def _merge_choice(choice: Choice, given: Mapping[str, Any]) -> Choice:
 
 
 def _load_options(kind: ChoiceKind, choice: Choice, place: Place) -> msgspec.Struct:
-    folder = kind if choice.method in find.names(kind) else _ALSO.get(kind, kind)
-    options: type[msgspec.Struct] = find.load(folder, choice.method, error=RecipeError).Options
+    options: type[msgspec.Struct] = find.load(kind, choice.method, error=RecipeError).Options
     return options(**toml.read_table(options, choice.options, place))
 
 

@@ -612,6 +612,15 @@ def test_a_recipe_comes_back_from_its_record(document: dict[str, Any]) -> None:
     assert tomllib.loads(recipe.to_toml()) == recipe.to_dict()
 
 
+@pytest.mark.parametrize("rule", ["minmax", "moving_average", "auto"])
+def test_a_rule_takes_every_range_that_a_recipe_takes(rule: str) -> None:
+    recipe = Recipe.from_dict(
+        {"activations": {"dynamic": False}, "rules": [{"layers": "*.down_proj", "activation_range": rule}]}
+    )
+    recipe.check()
+    assert recipe.plan(recipe.rules[0]).activation_range.method == rule
+
+
 def test_the_record_spells_out_every_value() -> None:
     assert Recipe(name="x", rules=(Rule(layers=("*.q_proj",), weights={"bits": 8}),)).to_toml() == (
         'name = "x"\ndescription = ""\nformat = "compressed_tensors"\nactivations = "float"\ntransforms = []\n'

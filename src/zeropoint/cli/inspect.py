@@ -12,7 +12,6 @@ from zeropoint import find
 from zeropoint.cli import console
 from zeropoint.cli.options import example, json_option, limit_torch, threads_option
 
-RULE_FOLDERS = ("qparams.ranges", "qparams.input_ranges")
 OF_LAYERS = ("calibration", "rules", "samples", "length", "symmetric")
 """Parameters that mean something beside --layer only."""
 
@@ -29,7 +28,7 @@ def _pattern(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 def _rules(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     if value is None:
         return None
-    known = sorted(name for folder in RULE_FOLDERS for name in find.names(folder))
+    known = find.choices("qparams.input_ranges")
     rules = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
     for rule in rules:
         if rule not in known:

@@ -8,7 +8,7 @@ The rules are the files of qparams/ranges, by their from_histogram, and of qpara
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 import msgspec
@@ -20,12 +20,12 @@ from zeropoint.qparams.inputs import as_weight_scheme
 from zeropoint.qparams.statistics import of_type
 from zeropoint.types import Histogram, InputCandidate, InputRange, InputScheme, Stats
 
-FOLDERS = ("qparams.ranges", "qparams.input_ranges")
+FOLDER = "qparams.input_ranges"
 
 
 def input_rules() -> tuple[str, ...]:
     """Return the names of all rules that give the range of an input, sorted."""
-    return tuple(sorted(name for folder in FOLDERS for name in find.names(folder)))
+    return find.choices(FOLDER)
 
 
 def load_input_rule(rule: str) -> ModuleType:
@@ -35,7 +35,7 @@ def load_input_rule(rule: str) -> ModuleType:
         raise RecipeError(
             f"no range rule for inputs is called {rule!r}; there are {', '.join(known)}{find.nearest(rule, known)}"
         )
-    return find.load(next(folder for folder in FOLDERS if rule in find.names(folder)), rule)
+    return find.load(FOLDER, rule)
 
 
 def needs(rule: str) -> frozenset[str]:
@@ -50,7 +50,7 @@ def choose_input_range(
     rule: str,
     options: msgspec.Struct | None,
     scheme: InputScheme,
-    weights: Sequence[Tensor] = (),
+    weights: Iterable[Tensor] = (),
 ) -> InputRange:
     """Return the range that `rule` gives an input with these statistics.
 

@@ -11,7 +11,7 @@ entropy to a histogram with few filled bins, is named in `skipped`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from torch import Tensor
@@ -43,13 +43,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def from_stats(
-    stats: Mapping[str, Stats], scheme: InputScheme, options: Options, weights: Sequence[Tensor] = ()
+    stats: Mapping[str, Stats], scheme: InputScheme, options: Options, weights: Iterable[Tensor] = ()
 ) -> InputRange:
     """Return the best range and all that were measured.
 
     weights: float32 (rows, cols) of each linear that reads the input; their outputs count as one.
     Raises: InternalError without weights; SchemeError if no rule can be applied.
     """
+    weights = list(weights)
     if not weights:
         raise InternalError("the range rule auto measures outputs; it needs the weights that the input meets")
     found: list[InputRange] = []

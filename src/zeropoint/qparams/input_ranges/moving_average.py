@@ -11,7 +11,7 @@ Source: Jacob et al. 2018, arXiv:1712.05877, section 3.1; c = 0.01 is the defaul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -31,7 +31,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def from_stats(
-    stats: Mapping[str, Stats], scheme: InputScheme, options: Options, weights: Sequence[Tensor] = ()
+    stats: Mapping[str, Stats], scheme: InputScheme, options: Options, weights: Iterable[Tensor] = ()
 ) -> InputRange:
     """Return the average range; 0, 0 before any token was seen. scheme, weights: not used; a wish of other rules."""
     batches = of_type(stats, "moving_average", BatchRanges)
