@@ -58,7 +58,7 @@ from zeropoint.qparams.statistics import of_type
 from zeropoint.recipe import Rule
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Histogram, InputParams, InputScheme, Stats, TokenAbsMax
+from zeropoint.types import Histogram, InputParams, InputRange, InputScheme, Stats, TokenAbsMax
 
 RULES = auto.RULES
 DYNAMIC = "dynamic per token"
@@ -203,6 +203,7 @@ class _Stage:
         self.massive = MassiveActivations()
         parts = self._observe(sorted(names))
         self.stats = _merged(parts)
+        self._ranges: dict[str, InputRange] = {}
         self._apart: dict[str, float | None] = {}
         self._halves = [tuple(_merged([parts[i] for i in half]) for half in pair) for pair in HALVES]
 
@@ -212,7 +213,7 @@ class _Stage:
         skipped: list[str] = []
         for rule in self._rules:
             try:
-                found = choose_input_range(self.stats, rule, None, self._scheme, [weight])
+                found = self._range(rule, weight)
                 ranges[rule] = found.low, found.high
             except SchemeError as error:
                 skipped.append(f"{rule}: {error}")
@@ -246,6 +247,12 @@ class _Stage:
             token_largest=tokens.largest,
             samples_to_add=0 if best is None else samples_to_add(best.disagreement or 0.0, self._calibrated),
         )
+
+    def _range(self, rule: str, weight: Tensor) -> InputRange:
+        """Return the range that a rule gives; only auto's depends on the weights. Raises: SchemeError."""
+        if rule not in self._ranges or rule == "auto":
+            self._ranges[rule] = choose_input_range(self.stats, rule, None, self._scheme, [weight])
+        return self._ranges[rule]
 
     def _static(
         self,
@@ -287,7 +294,7 @@ class _Stage:
 
     def _auto(self, weight: Tensor) -> str | None:
         try:
-            return choose_input_range(self.stats, "auto", None, self._scheme, [weight]).rule
+            return self._range("auto", weight).rule
         except SchemeError:
             return None
 
