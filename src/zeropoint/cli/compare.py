@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, limit_torch, threads_option
+from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, text_option, threads_option
 
 
 @click.command(
@@ -24,18 +24,8 @@ from zeropoint.cli.options import example, json_option, limit_torch, threads_opt
     metavar="NAME|FILE,...",
     help="Presets and your own .toml files, with commas between them; can be given again.",
 )
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text (.txt) or conversations (.jsonl) like what the model will read. Default: the bundled text.",
-)
-@click.option(
-    "--text",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text (.txt) or conversations (.jsonl) to judge on, not used for calibration. Default: the bundled text.",
-)
+@calibration_option
+@text_option
 @click.option(
     "--max-windows",
     type=click.IntRange(min=1),

@@ -15,6 +15,7 @@ from zeropoint.cli.options import (
     limit_torch,
     native_options,
     runtime_option,
+    text_option,
     threads_option,
 )
 
@@ -29,12 +30,7 @@ from zeropoint.cli.options import (
 @click.option(
     "--reference", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The model OUT was made from."
 )
-@click.option(
-    "--text",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text (.txt) or conversations (.jsonl) to judge on, not used for calibration. Default: the bundled text.",
-)
+@text_option
 @click.option(
     "--margin",
     type=Share(),

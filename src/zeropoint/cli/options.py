@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,6 +17,20 @@ def example(*lines: str) -> str:
     """Return the end of a command's help; click keeps the lines of a paragraph that begins with a backspace."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
+
+calibration_option = click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text (.txt) or conversations (.jsonl) like what the model will read. Default: the bundled text.",
+)
+
+text_option = click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text (.txt) or conversations (.jsonl) to judge on, not used for calibration. Default: the bundled text.",
+)
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as one JSON document; stdout holds nothing else."

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, limit_torch, threads_option
+from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, threads_option
 
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 8 << 20  # malloc.h
 
@@ -24,12 +24,7 @@ M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 8 << 20  # malloc.h
 @click.option(
     "-r", "--recipe", default="w4a16", show_default=True, metavar="NAME|FILE", help="A preset, or your own .toml file."
 )
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Text (.txt) or conversations (.jsonl) like what the model will read. Default: the bundled text.",
-)
+@calibration_option
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe; can be given again."
 )
