@@ -6,9 +6,9 @@ over the tokens of the input X and over the linears W of one stage. Inputs have 
 larger than the others, and one scale per token rounds the others to nothing; weights have none and can take some.
 1 / s goes into what feeds the stage (fold.py): in a Llama block two norms, v_proj for o_proj, up_proj for down_proj.
 
-a, the strength, is searched for each stage: of GRID the one with the least error of the block's output when all of the
-block is quantized. 0 leaves the stage as it is (the formula at 0 would not), so that the search never ends above where
-it began.
+a, the strength, is searched for each stage: from START in steps, up or down, as long as the error of the block's output
+falls, the whole block being quantized. 0 leaves the stage as it is (the formula at 0 would not), so that the search
+never ends above where it began.
 Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4.
 """
 
@@ -30,7 +30,9 @@ from zeropoint.types import ChannelAbsMax, Stats
 NEEDS: tuple[str, ...] = ("channel_absmax",)
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The strengths that are tried beside 0; published ones are 0.5 for OPT and 0.8 to 0.85 for Llama."""
+"""The strengths that may be tried beside 0; published ones are 0.5 for OPT and 0.8 to 0.85 for Llama."""
+
+START = GRID.index(0.5)
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,13 +74,22 @@ def _best(
     block: FloatBlock, fold: Fold, absmax: Tensor, error: OutputError, lowest: float
 ) -> tuple[float, FloatBlock, float]:
     """Return the best strength for one stage, the block with it, and its error. lowest: the error of `block`."""
-    best = (0.0, block, lowest)
-    for strength in GRID:
+
+    def tried(strength: float) -> tuple[float, FloatBlock, float]:
         candidate = smoothed(block, fold, absmax, strength)
-        found = error(candidate)
-        if found < best[2]:
-            best = (strength, candidate, found)
-    return best
+        return strength, candidate, error(candidate)
+
+    best = tried(GRID[START])
+    upwards, downwards = GRID[START + 1 :], GRID[:START][::-1]
+    for way in (upwards, downwards):
+        for strength in way:
+            found = tried(strength)
+            if found[2] >= best[2]:
+                break
+            best = found
+        if best[0] in upwards:
+            break
+    return best if best[2] < lowest else (0.0, block, lowest)
 
 
 def smoothed(block: FloatBlock, fold: Fold, absmax: Tensor, strength: float) -> FloatBlock:

@@ -12,7 +12,7 @@ from reference.smoothquant import shared, smooth
 from unit.transforms.blocks import W8, Made, make
 from zeropoint.models.parts import FloatBlock
 from zeropoint.transforms import Rewritten
-from zeropoint.transforms.smoothquant import GRID, Options, transform
+from zeropoint.transforms.smoothquant import GRID, START, Options, transform
 from zeropoint.types import InputScheme
 
 INPUTS = [InputScheme(), InputScheme(dynamic=False), InputScheme(dynamic=False, symmetric=False)]
@@ -81,19 +81,20 @@ def test_outliers_cost_several_times_less(inputs: InputScheme, tmp_path: Path) -
 
 
 @torch.inference_mode()
-def test_the_search_takes_the_best_of_the_grid_for_each_stage(tmp_path: Path) -> None:
+def test_the_search_ends_where_no_neighbour_on_the_grid_is_better(tmp_path: Path) -> None:
     made = make(tmp_path / "model").with_outliers(8.0)
     error, stats = made.trial().error, made.stats()
     found = transform(made.block, made.flow, stats, Options(), error)
     assert any(note.strength in GRID for note in found.notes)
     by_hand = made.block
-    for index, stage in enumerate(made.flow):
+    for stage, note in zip(made.flow, found.notes, strict=True):
         tried = {0.0: by_hand}
         for strength in GRID:
             tried[strength] = transform(by_hand, (stage,), stats, Options(strength), error).block
-        best = min(tried, key=lambda strength: error(tried[strength]))
-        assert found.notes[index].strength == best
-        by_hand = tried[best]
+        at = GRID.index(note.strength) if note.strength else START
+        neighbours = (0.0, *GRID[max(0, at - 1) : at + 2])
+        assert all(error(tried[note.strength]) <= error(tried[strength]) for strength in neighbours)
+        by_hand = tried[note.strength]
     assert error(found.block) == error(by_hand)
 
 
