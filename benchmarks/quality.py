@@ -1,22 +1,9 @@
-"""What each recipe costs and what it loses: quantize, judge, one row each. The last line is one JSON document.
+"""What each recipe for weights costs and what it loses, one row each; the rows are described in rows.py.
 
-    python benchmarks/quality.py MODEL --calibration FILE --text FILE [--max-windows 64] [--rows w4-rtn w4-gptq]
-
-Every row runs `zeropoint quantize` and `zeropoint evaluate` as processes of their own, so that seconds and peak memory
-are those a user sees. KL is in nats per token, with the 95 % interval over windows.
+python benchmarks/quality.py MODEL --calibration FILE --text FILE [--max-windows 64] [--rows w4-rtn w4-gptq]
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-from typing import Any
-
-from origin import origin
+from rows import run
 
 ROWS = {
     "w4-rtn": ("w4a16", ["rounding=rtn", "range=minmax"]),
@@ -27,51 +14,5 @@ ROWS = {
     "w8-rtn": ("w8a16", []),
 }
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--max-windows", type=int)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every row")
-    arguments = parser.parse_args()
-    print(f"{'row':14} {'bits/w':>6} {'KL':>7} {'95 % interval':>17} {'ppl':>7} {'top-1':>6} {'seconds':>7} {'MB':>7}")
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for row in arguments.rows:
-            results.append(measure(row, Path(folder) / row, arguments))
-            print(table_row(results[-1]), flush=True)
-    print(json.dumps({"model": str(arguments.model), **origin(), "rows": results}))
-
-
-def measure(row: str, output: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    recipe, settings = ROWS[row]
-    changes = [part for setting in (*settings, *arguments.set) for part in ("--set", setting)]
-    made = zeropoint(
-        "quantize", arguments.model, "-o", output, "-r", recipe, "--calibration", arguments.calibration, *changes
-    )
-    limit = [] if arguments.max_windows is None else ["--max-windows", arguments.max_windows]
-    judged = zeropoint("evaluate", output, "--reference", arguments.model, "--text", arguments.text, *limit)
-    return {"row": row, "quantize": made, "evaluate": judged}
-
-
-def zeropoint(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-m", "zeropoint", *map(str, arguments), "--json"]
-    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    return result
-
-
-def table_row(result: dict[str, Any]) -> str:
-    made, judged = result["quantize"], result["evaluate"]
-    low, high = judged["kl_interval95"]
-    return (
-        f"{result['row']:14} {made['size']['bits_per_weight']:6.3f} {judged['kl_mean']:7.4f} [{low:7.4f}, {high:7.4f}] "
-        f"x{judged['perplexity_ratio']:6.4f} {judged['top1_agreement']:6.1%} {made['elapsed_s']:7.0f} "
-        f"{made['peak_memory_bytes'] / 1e6:7.0f}"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, ROWS)
