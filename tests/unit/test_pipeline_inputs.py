@@ -33,7 +33,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("rule", ["minmax", "percentile", "moving_average", "auto"])
 def test_every_stage_is_observed_as_the_written_model_feeds_it(base: Path, tmp_path: Path, rule: str) -> None:
-    quantize(base, tmp_path / "out", recipe=load_recipe("w8a8_static", [*SMALL, f"activation_range={rule}"]))
+    overrides = [*SMALL, "transforms=[]", f"activation_range={rule}"]  # the original's weights are those that are fed
+    quantize(base, tmp_path / "out", recipe=load_recipe("w8a8_static", overrides))
     weights, original = Weights(open_checkpoint(tmp_path / "out")), Weights(open_checkpoint(base))
     text = calibration_batches(
         bundled_text("calibration"), load_tokenizer(weights.checkpoint), samples=4, length=32, seed=0, batch=4
@@ -55,7 +56,13 @@ def test_every_stage_is_observed_as_the_written_model_feeds_it(base: Path, tmp_p
 
 
 def test_a_row_says_how_the_input_is_rounded(base: Path, tmp_path: Path) -> None:
-    overrides = ["rules.0.layers=*.down_proj", "rules.0.activations=float"]
+    overrides = [
+        "rounding=rtn",
+        "range=minmax",
+        "transforms=[]",
+        "rules.0.layers=*.down_proj",
+        "rules.0.activations=float",
+    ]
     result = quantize(base, tmp_path / "out", recipe=load_recipe("w8a8", [*SMALL, *overrides]))
     assert result.calibration is None  # dynamic scales need none
     assert {(row.kind == "down_proj", row.input_scheme) for row in result.layers} == {

@@ -64,11 +64,13 @@ def test_the_presets_are_those_promised() -> None:
     assert load_recipe("w4a16_asym").weights == Scheme(4, False, "group", 64)
     assert load_recipe("w3a16").weights == Scheme(3, True, "group", 64)
     assert load_recipe("w8a16").plan() == LayerPlan(Scheme(8, True, "channel", None), Choice("minmax"), Choice("rtn"))
-    whole_rows, dynamic = load_recipe("w8a16").plan(), InputScheme(8, dynamic=True, symmetric=True)
-    assert load_recipe("w8a8").plan() == replace(whole_rows, activations=dynamic)
-    static = InputScheme(8, dynamic=False, symmetric=False)
-    assert load_recipe("w8a8_static").plan() == replace(whole_rows, activations=static)
+    dynamic, static = InputScheme(8, dynamic=True, symmetric=True), InputScheme(8, dynamic=False, symmetric=False)
+    measured = LayerPlan(Scheme(8, True, "channel", None), Choice("mse"), Choice("gptq"))
+    assert load_recipe("w8a8").plan() == replace(measured, activations=dynamic)
+    assert load_recipe("w8a8_static").plan() == replace(measured, activations=static, activation_range=Choice("auto"))
     assert load_recipe("w4a8").plan() == replace(load_recipe("w4a16").plan(), activations=dynamic)
+    for name in ("w8a8", "w8a8_static", "w4a8"):
+        assert load_recipe(name).transforms == (Choice("smoothquant"),)
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
