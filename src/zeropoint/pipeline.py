@@ -237,9 +237,13 @@ class _Source:
         return block.prepare(self._ops, flow)
 
     def linear(self, name: str) -> Tensor:
-        """Return the weight of the linear `name`, float32 (rows, cols), for the one time that it is needed."""
-        found = self._rewritten.pop(f"{name}.weight", None)
+        """Return the weight of the linear `name`, float32 (rows, cols)."""
+        found = self._rewritten.get(f"{name}.weight")
         return self.weights.float_linear(name) if found is None else found
+
+    def let_go(self, name: str) -> None:
+        """Let go of the weight of the linear `name`, which has been asked for the last time."""
+        self._rewritten.pop(f"{name}.weight", None)
 
     def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return those of the tensors `names` that a transform changed, as the output has them."""
@@ -282,6 +286,7 @@ def _quantize_layer(
     name: str, source: _Source, plan: LayerPlan, params: InputParams | None, stats: Mapping[str, Stats]
 ) -> _Layer:
     weight = source.linear(name)
+    source.let_go(name)
     rounding = find.load("rounding", plan.rounding.method)
     rounding_options = plan.rounding.load_options("rounding")
     range_options = plan.range.load_options("qparams.ranges")

@@ -63,3 +63,15 @@ def test_a_row_says_how_the_input_is_rounded(base: Path, tmp_path: Path) -> None
         (False, "int8 token"),
     }
     assert QuantizeResult.load(tmp_path / "out" / "zeropoint.json") == result
+
+
+def test_a_range_that_measures_outputs_leaves_the_transformed_weights_to_be_quantized(base: Path, tmp_path: Path) -> None:
+    smooth = [*SMALL, "transforms=[{method = 'smoothquant', strength = 0.5}]"]
+    stored = []
+    for rule in ("minmax", "auto"):
+        recipe = load_recipe("w8a8_static", [*smooth, f"activation_range={rule}"])
+        quantize(base, tmp_path / rule, recipe=recipe)
+        weights = Weights(open_checkpoint(tmp_path / rule))
+        names = (f"model.layers.0.{name}" for name in ("self_attn.q_proj", "mlp.up_proj"))
+        stored.append([weights.restored_linear(name) for name in names])
+    assert all(torch.equal(one, other) for one, other in zip(*stored, strict=True))
