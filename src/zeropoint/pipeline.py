@@ -46,12 +46,13 @@ from zeropoint.evaluation.size import BLOCK_TYPES
 from zeropoint.models.parts import Block, linear_names
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
+from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
-from zeropoint.qparams import choose_input
+from zeropoint.qparams import static_or_dynamic
 from zeropoint.qparams.affine import dequantize
 from zeropoint.qparams.choose import choose_qparams
-from zeropoint.qparams.inputs import input_params
+from zeropoint.qparams.static_or_dynamic import ChosenInput, choose_static
 from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
 from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
@@ -99,6 +100,7 @@ def quantize(
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if recipe.transforms or _needs(plans.values()) else None
     rows: list[LayerRow] = []
+    inputs = _inputs(plans)
     transformed: list[TransformRow] = []
     with Writer(output, source=Path(model), overwrite=overwrite) as writer, torch.inference_mode():
         with Activations(limit_bytes=activation_memory_bytes, folder=writer.folder) as activations:
@@ -108,6 +110,7 @@ def quantize(
             for block in _quantized_blocks(weights, plans, recipe, ops, activations):
                 for layer in block.layers:
                     writer.add(file_format.pack(layer.name, layer.rounded.qtensor))
+                    inputs[layer.name] = layer.input_scheme
                 for name in block.float_names:
                     writer.add({name: block.rewritten[name] if name in block.rewritten else _as_written(weights, name)})
                 rows += [layer.row for layer in block.layers]
@@ -117,7 +120,7 @@ def quantize(
         for name in (*weights.model.outer_tensors(), *weights.skipped()):
             writer.add({name: _as_written(weights, name)})
         weights.checkpoint.copy_side_files(writer.folder)
-        writer.finish(_config(weights, recipe, file_format, plans))
+        writer.finish(_config(weights, recipe, file_format, plans, inputs))
         written = Weights(open_checkpoint(writer.folder))
         result = QuantizeResult(
             zeropoint=zeropoint.__version__,
@@ -165,6 +168,12 @@ class _Layer:
     name: str
     rounded: Rounded
     row: LayerRow
+
+    @property
+    def input_scheme(self) -> InputScheme | None:
+        """How its input is rounded in the end."""
+        params = self.rounded.qtensor.input
+        return None if params is None else params.scheme
 
 
 @dataclass(frozen=True)
@@ -270,7 +279,7 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
     stats = observe(visit, _needs(stage_plans.values()))
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
 
-    inputs = _stage_inputs(prefix, source, planned, stats)
+    inputs = _stage_inputs(prefix, source, planned, stats, _massive(visit, planned.values()))
 
     def quantize_one(name: str) -> _Layer:
         return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats)
@@ -283,7 +292,7 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
 
 
 def _quantize_layer(
-    name: str, source: _Source, plan: LayerPlan, params: InputParams | None, stats: Mapping[str, Stats]
+    name: str, source: _Source, plan: LayerPlan, chosen: ChosenInput | None, stats: Mapping[str, Stats]
 ) -> _Layer:
     weight = source.linear(name)
     source.let_go(name)
@@ -297,22 +306,27 @@ def _quantize_layer(
         raise type(error)(f"{name}.weight: {error}") from error
     # the codes are found for the float input: its rounding is an error of its own that no other code makes smaller
     rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
-    rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=params))
-    return _Layer(name, rounded, _row(name, weight, plan, rounded, measured=importance is not None))
+    if chosen is not None:
+        rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=chosen.params))
+    return _Layer(name, rounded, _row(name, weight, plan, rounded, chosen, measured=importance is not None))
 
 
 def _stage_inputs(
-    prefix: str, source: _Source, planned: Mapping[str, LayerPlan], stats: Mapping[str, Stats]
-) -> dict[str, InputParams | None]:
+    prefix: str,
+    source: _Source,
+    planned: Mapping[str, LayerPlan],
+    stats: Mapping[str, Stats],
+    massive: Place | None,
+) -> dict[str, ChosenInput | None]:
     """Return how each linear of a stage rounds its input: alike for all whose plans say the same."""
-    found: dict[str, InputParams | None] = {}
+    found: dict[str, ChosenInput | None] = {}
     for name, plan in planned.items():
         alike = [other for other, its in planned.items() if _rounds_input(its) == _rounds_input(plan)]
         if alike[0] in found:
             found[name] = found[alike[0]]
             continue
         try:
-            found[name] = _input_params(plan, [f"{prefix}.{other}" for other in alike], source, stats)
+            found[name] = _choose_input(plan, [f"{prefix}.{other}" for other in alike], source, stats, massive)
         except (NonFiniteError, SchemeError) as error:
             raise type(error)(f"input of {prefix}.{name}: {error}") from error
     return found
@@ -322,20 +336,41 @@ def _rounds_input(plan: LayerPlan) -> object:
     return plan.activations, plan.activation_range
 
 
-def _input_params(
-    plan: LayerPlan, names: Sequence[str], source: _Source, stats: Mapping[str, Stats]
-) -> InputParams | None:
-    """Return how linears with this plan round the input that they share."""
+def _choose_input(
+    plan: LayerPlan, names: Sequence[str], source: _Source, stats: Mapping[str, Stats], massive: Place | None
+) -> ChosenInput | None:
+    """Return how linears with this plan round the input that they share; None where it stays float."""
     scheme, choice = plan.activations, plan.activation_range
     if scheme is None or scheme.dynamic:
-        return None if scheme is None else InputParams(scheme)
-    weights = (source.linear(name) for name in names)  # read by the rules that measure outputs only
-    options = choice.load_options("qparams.input_ranges")
-    found = choose_input.choose_input_range(stats, choice.method, options, scheme, weights)
-    return input_params(found.low, found.high, scheme)
+        return None if scheme is None else ChosenInput(InputParams(scheme))
+    return choose_static(
+        stats,
+        choice.method,
+        choice.load_options("qparams.input_ranges"),
+        scheme,
+        lambda: (source.linear(name) for name in names),
+        limit=plan.static_error_limit,
+        massive=massive if plan.massive_inputs == "dynamic" else None,
+    )
 
 
-def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measured: bool) -> LayerRow:
+def _massive(visit: Visit, plans: Iterable[LayerPlan]) -> Place | None:
+    """Return the largest of the massive activations of a stage's input, if a static scale is not to serve them."""
+    if not any(plan.massive_inputs == "dynamic" and _is_static(plan) for plan in plans):
+        return None
+    seen = MassiveActivations()
+    for windows in visit.inputs():
+        seen.update(windows)
+    return next((place for place in seen.largest(1) if place.massive), None)
+
+
+def _is_static(plan: LayerPlan) -> bool:
+    return plan.activations is not None and not plan.activations.dynamic
+
+
+def _row(
+    name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, chosen: ChosenInput | None, *, measured: bool
+) -> LayerRow:
     qtensor = rounded.qtensor
     error = weight_error(weight, dequantize(qtensor.codes, qtensor.qparams, qtensor.scheme))
     return LayerRow(
@@ -343,7 +378,9 @@ def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measur
         kind=name.rpartition(".")[2],
         shape=qtensor.shape,
         scheme=plan.scheme.label(),
-        input_scheme=None if plan.activations is None else plan.activations.label(),
+        input_scheme=None if chosen is None else chosen.params.scheme.label(),
+        input_fallback=None if chosen is None else chosen.fallback,
+        input_error=None if chosen is None else chosen.error,
         rounding=rounded.rounding,
         fallback=rounded.fallback,
         sqnr_db=error.sqnr_db,
@@ -358,8 +395,8 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
     needs: set[str] = set()
     for plan in plans:
         if plan is not None:
-            if plan.activations is not None and not plan.activations.dynamic:
-                needs |= choose_input.needs(plan.activation_range.method)
+            if _is_static(plan):
+                needs |= static_or_dynamic.needs(plan.activation_range.method, plan.static_error_limit)
             modules += [find.load("qparams.ranges", plan.range.method), find.load("rounding", plan.rounding.method)]
     return frozenset(needs.union(*(module.NEEDS for module in modules)))
 
@@ -408,9 +445,15 @@ def _in_blocks(info: TensorInfo) -> bool:
     return info.dtype.startswith(BLOCK_TYPES)
 
 
-def _config(weights: Weights, recipe: Recipe, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
-    """Return the config.json of the output."""
-    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans), _inputs(plans))}
+def _config(
+    weights: Weights,
+    recipe: Recipe,
+    file_format: ModuleType,
+    plans: Plans,
+    inputs: Mapping[str, InputScheme | None],
+) -> dict[str, Any]:
+    """Return the config.json of the output. inputs: as each linear rounds its own in the end."""
+    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans), inputs)}
     config.pop(CONFIG_KEY, None)  # the recipe decides, not what the source was to be run with
     config |= Choices(kv_cache=recipe.kv_cache, embeddings=recipe.embeddings).to_config()
     if any(_in_blocks(info) for info in weights.checkpoint.tensors.values()):

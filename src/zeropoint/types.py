@@ -176,6 +176,12 @@ KVCache: TypeAlias = Literal["float16", "int8"]
 Embeddings: TypeAlias = Literal["stored", "int8"]
 """What a recipe can ask of embedding and head at run time: as they are stored, or int8 with a scale for each row."""
 
+MassiveInputs: TypeAlias = Literal["static", "dynamic"]
+"""What a recipe can ask for where a static scale would meet massive activations."""
+
+MASSIVE_RATIO = 1000.0
+"""Times the median magnitude: from here on an activation is called massive (Sun et al. 2024, arXiv:2402.17762)."""
+
 
 # Statistics: what an observer says about the activations that it has seen. `count` is always a number of tokens.
 

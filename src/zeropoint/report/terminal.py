@@ -110,6 +110,7 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     """Return what was made. all_rows: a row for each layer instead of one for each kind."""
     table = _every_layer(result.layers) if all_rows else _layers_by_kind(result.layers)
     fallbacks = [f"{row.name}: {row.fallback}" for row in result.layers if row.fallback is not None]
+    dynamic = [f"{row.name}: {row.input_fallback}" for row in result.layers if row.input_fallback is not None]
     recipe = f"recipe {_plain(str(result.recipe.get('name', 'custom')))}, {_calibration(result)}"
     parts: list[RenderableType] = [table, Text()]
     if result.transforms:
@@ -119,6 +120,9 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         Text(),
         *_named_fallbacks(f"fallbacks in {len(fallbacks):,} of {len(result.layers):,} layers:", fallbacks),
     ]
+    parts += _named_fallbacks(
+        f"dynamic instead of static in {len(dynamic):,} of {len(result.layers):,} layers:", dynamic
+    )
     unmoved = [
         f"{row.block}, {', '.join(stage.linears)}: {stage.fallback}"
         for row in result.transforms
