@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -53,7 +54,10 @@ from zeropoint.qparams import static_or_dynamic
 from zeropoint.qparams.affine import dequantize
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.static_or_dynamic import ChosenInput, choose_static
+from zeropoint.qparams.statistics import of_type
 from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
+from zeropoint.refine import bias_correction
+from zeropoint.refine.bias_correction import corrected_bias, rounded_means
 from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import TorchOps
@@ -61,7 +65,7 @@ from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
-from zeropoint.types import InputParams, InputScheme, Scheme, Stats
+from zeropoint.types import ChannelMean, InputParams, InputScheme, Scheme, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
@@ -155,19 +159,30 @@ def require_fits(model: str | Path, recipe: Recipe) -> None:
 
 def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
     """Return the plan of every linear and the format's module."""
-    plans = resolve(recipe, linear_names(weights.model))
+    plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
     file_format = find.load("formats", recipe.format, error=RecipeError)
     _refuse_early(weights, plans, file_format)
     return plans, file_format
 
 
+def _without_bias(weights: Weights, plans: Plans) -> Plans:
+    """Return the plans, with no correction of a bias where a layer has none."""
+    model = weights.model
+    tensors = {name for index in range(model.config.layers) for name in model.block_tensors(index)}
+    return {
+        name: plan if plan is None or f"{name}.bias" in tensors else replace(plan, bias_correction=False)
+        for name, plan in plans.items()
+    }
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """One linear after rounding. name: full, without ".weight"."""
+    """One linear after rounding. name: full, without ".weight". bias: corrected, as it is written; or None."""
 
     name: str
     rounded: Rounded
     row: LayerRow
+    bias: Tensor | None
 
     @property
     def input_scheme(self) -> InputScheme | None:
@@ -180,7 +195,7 @@ class _Layer:
 class _Block:
     """One block after rounding.
 
-    float_names: its tensors that are written as floats. rewritten: those of them that a transform changed.
+    float_names: its tensors that are written as floats. rewritten: those of them that were changed.
     """
 
     index: int
@@ -223,12 +238,13 @@ class _Source:
 
     def load(self, index: int) -> Block:
         """Return block `index` ready to run, transformed."""
+        self._rewritten = {}
         if not self._recipe.transforms:
             return self.weights.block(index, self._ops)
         names = self.weights.model.block_tensors(index)
         prefix = f"{self.weights.model.block_name(index)}."
         quantized = {f"{name}.weight" for name, plan in self._plans.items() if plan is not None}
-        dtypes = {name.removeprefix(prefix): self._dtype(name) for name in names if name not in quantized}
+        dtypes = {name.removeprefix(prefix): self.dtype(name) for name in names if name not in quantized}
         read = self.weights.float_block(index, dtypes)
         flow = self.weights.model.flow
         block, done = apply(
@@ -254,11 +270,16 @@ class _Source:
         """Let go of the weight of the linear `name`, which has been asked for the last time."""
         self._rewritten.pop(f"{name}.weight", None)
 
-    def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return those of the tensors `names` that a transform changed, as the output has them."""
-        return {name: self._rewritten[name].to(self._dtype(name)) for name in names if name in self._rewritten}
+    def rewrite(self, name: str, tensor: Tensor) -> None:
+        """Have `tensor` written under `name` instead of what the checkpoint has."""
+        self._rewritten[name] = tensor
 
-    def _dtype(self, name: str) -> torch.dtype:
+    def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return those of the tensors `names` that were changed, as the output has them."""
+        return {name: self._rewritten[name].to(self.dtype(name)) for name in names if name in self._rewritten}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that the tensor `name`, which stays float, is written in."""
         return _written_dtype(self.weights.checkpoint.tensors[name])
 
 
@@ -280,20 +301,33 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
 
     inputs = _stage_inputs(prefix, source, planned, stats, _massive(visit, planned.values()))
+    corrected = [inputs[name] for name, plan in planned.items() if plan.bias_correction]
+    means = rounded_means(visit.inputs(), {chosen.params for chosen in corrected if chosen is not None})
 
     def quantize_one(name: str) -> _Layer:
-        return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats)
+        bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
+        return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
 
     with a_thread_each() as pool:
         layers = map_each(pool, quantize_one, planned)
     for name, layer in zip(planned, layers, strict=True):
         visit.block.weights[f"{name}.weight"] = ops.prepare(layer.rounded.qtensor)
+        if layer.bias is not None:
+            visit.block.weights[f"{name}.bias"] = layer.bias
+            source.rewrite(f"{layer.name}.bias", layer.bias)
     return layers
 
 
 def _quantize_layer(
-    name: str, source: _Source, plan: LayerPlan, chosen: ChosenInput | None, stats: Mapping[str, Stats]
+    name: str,
+    source: _Source,
+    plan: LayerPlan,
+    chosen: ChosenInput | None,
+    stats: Mapping[str, Stats],
+    bias: Tensor | None,
+    means: Mapping[InputParams, Tensor],
 ) -> _Layer:
+    """Round one linear. bias: to be corrected, or None. means: of its input's columns, for each way to round it."""
     weight = source.linear(name)
     source.let_go(name)
     rounding = find.load("rounding", plan.rounding.method)
@@ -308,7 +342,15 @@ def _quantize_layer(
     rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
     if chosen is not None:
         rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=chosen.params))
-    return _Layer(name, rounded, _row(name, weight, plan, rounded, chosen, measured=importance is not None))
+    row = _row(name, weight, plan, rounded, chosen, measured=importance is not None)
+    if bias is None:
+        return _Layer(name, rounded, row, None)
+    mean = of_type(stats, "channel_mean", ChannelMean).values
+    restored = dequantize(rounded.qtensor.codes, qparams, plan.scheme)
+    found = corrected_bias(bias, weight, restored, mean, mean if chosen is None else means[chosen.params])
+    written = found.to(source.dtype(f"{name}.bias"))
+    shift = float((written.double() - bias.double()).abs().max())
+    return _Layer(name, rounded, msgspec.structs.replace(row, bias_shift=shift), written)
 
 
 def _stage_inputs(
@@ -397,6 +439,8 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
         if plan is not None:
             if _is_static(plan):
                 needs |= static_or_dynamic.needs(plan.activation_range.method, plan.static_error_limit)
+            if plan.bias_correction:
+                needs.update(bias_correction.NEEDS)
             modules += [find.load("qparams.ranges", plan.range.method), find.load("rounding", plan.rounding.method)]
     return frozenset(needs.union(*(module.NEEDS for module in modules)))
 

@@ -11,6 +11,8 @@
     dynamic = true                       # false: one scale for all tokens, from calibration, by activation_range
                                          # static_error_limit = 0.01 and massive_inputs = "dynamic" name its exceptions
 
+    bias_correction = true               # biases take back what rounding changes in the mean; or false, the default
+
     [[rules]]                            # exceptions; of the rules that match a layer the last one counts
     layers = "*.down_proj"               # full layer names: a glob, "re:" and a regular expression, or a list of them
     weights = { bits = 8 }               # overrides only the keys that it gives; or: keep_float = true
@@ -59,6 +61,7 @@ _PLAIN: dict[str, Any] = {
     "embeddings": Embeddings,
     "static_error_limit": _ErrorLimit,
     "massive_inputs": MassiveInputs,
+    "bias_correction": bool,
 }
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -124,7 +127,7 @@ class LayerPlan:
     """What a recipe says about one layer.
 
     activations: how its input is rounded when the model runs, None where it stays float. activation_range: the rule
-    that finds the range of a static scheme. static_error_limit, massive_inputs: as in Recipe; None for no limit.
+    that finds the range of a static scheme. The others: as in Recipe; None for no limit.
     """
 
     scheme: Scheme
@@ -134,6 +137,7 @@ class LayerPlan:
     activation_range: Choice = _MINMAX
     static_error_limit: float | None = None
     massive_inputs: MassiveInputs = "static"
+    bias_correction: bool = False
 
 
 _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
@@ -146,7 +150,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     transforms: of every block, in their order. kv_cache, embeddings: what the runtime rounds besides the weights unless
     it is asked otherwise; the output's config.json says so, and no tensor changes. static_error_limit: the squared
     relative error of a layer's output above which an input that should be static stays dynamic, 0 to 1, or "none".
-    massive_inputs: "dynamic" leaves inputs with massive activations dynamic, too. The values are checked and brought
+    massive_inputs: "dynamic" leaves inputs with massive activations dynamic, too. bias_correction: of the layers that
+    have a bias. The values are checked and brought
     to one form however a recipe is made, so that two recipes that mean the same are equal.
     Raises: RecipeError naming the key, what was got and what is allowed.
     """
@@ -166,6 +171,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     embeddings: Embeddings = "stored"
     static_error_limit: float | Literal["none"] = _NO_LIMIT
     massive_inputs: MassiveInputs = "static"
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for key, value in _read_recipe(self.to_dict(), Place("recipe")).items():
@@ -196,6 +202,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 self.activation_range,
                 None if isinstance(self.static_error_limit, str) else self.static_error_limit,
                 self.massive_inputs,
+                self.bias_correction,
             )
         return _merge(self.plan(), rule, Place(f"recipe {self.name}"))
 

@@ -221,6 +221,14 @@ class ChannelAbsMax:
 
 
 @dataclass(frozen=True)
+class ChannelMean:
+    """The mean of each input column: float64 (cols,)."""
+
+    values: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
 class SecondMoment:
     """The mean of x x^T over tokens, H of GPTQ up to a factor.
 
@@ -270,7 +278,9 @@ class TokenSample:
     count: int
 
 
-Stats: TypeAlias = MinMax | Histogram | ChannelAbsMax | SecondMoment | BatchRanges | TokenAbsMax | TokenSample
+Stats: TypeAlias = (
+    MinMax | Histogram | ChannelAbsMax | ChannelMean | SecondMoment | BatchRanges | TokenAbsMax | TokenSample
+)
 
 
 # What a range rule says about the input of a linear.

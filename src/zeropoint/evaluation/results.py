@@ -109,7 +109,8 @@ class LayerRow(Result, frozen=True, kw_only=True):
     with the static scale; None where the recipe sets no limit to it.
     sqnr_db: of the weight; None when nothing was lost. cosine: between the weight and what its codes stand for.
     output_error: squared relative error of the layer's output on the calibration tokens, tr(E H E^T) / tr(W H W^T);
-    None when there were none.
+    None when there were none. bias_shift: the most that a bias was changed to take back the mean of that error, and of
+    what rounding the input does; None where no bias is corrected.
     """
 
     name: str
@@ -124,6 +125,7 @@ class LayerRow(Result, frozen=True, kw_only=True):
     input_scheme: str | None = None
     input_fallback: str | None = None
     input_error: float | None = None
+    bias_shift: float | None = None
 
     @property
     def fallbacks(self) -> tuple[str, ...]:

@@ -130,6 +130,10 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         if stage.fallback is not None
     ]
     parts += _named_fallbacks(f"not transformed, in {len(unmoved):,} places:", unmoved)
+    if result.recipe.get("bias_correction"):
+        corrected = sum(row.bias_shift is not None for row in result.layers)
+        others = "" if corrected == len(result.layers) else "; the others have none"
+        parts.append(Text(f"biases corrected in {corrected:,} of {len(result.layers):,} layers{others}"))
     if result.skipped:
         names = ", ".join(map(_plain, result.skipped))
         parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))

@@ -135,6 +135,16 @@ def test_inputs_that_stay_dynamic_are_rows_of_their_own_named_and_counted() -> N
     assert line(text, "down_proj x3")[1] == "int4 g64 sym x int8 static asym"
 
 
+def test_corrected_biases_are_counted() -> None:
+    made = quantization(2)
+    assert "biases" not in shown(quantized(made))
+    asked = msgspec.structs.replace(made, recipe=made.recipe | {"bias_correction": True})
+    assert "biases corrected in 0 of 8 layers; the others have none" in shown(quantized(asked))
+    rows = tuple(msgspec.structs.replace(row, bias_shift=0.01) for row in made.layers)
+    text = shown(quantized(msgspec.structs.replace(asked, layers=rows)))
+    assert "biases corrected in 8 of 8 layers\n" in text
+
+
 def test_transforms_show_the_strengths_of_each_kind_of_input_and_what_they_did() -> None:
     assert "smoothquant" not in shown(quantized(quantization()))
     text = shown(quantized(msgspec.structs.replace(quantization(), transforms=transforms())))
