@@ -137,7 +137,7 @@ def test_inputs_that_stay_dynamic_are_rows_of_their_own_named_and_counted() -> N
 
 def test_corrected_biases_are_counted() -> None:
     made = quantization(2)
-    assert "biases" not in shown(quantized(made))
+    assert "biases corrected" not in shown(quantized(made))
     asked = msgspec.structs.replace(made, recipe=made.recipe | {"bias_correction": True})
     assert "biases corrected in 0 of 8 layers; the others have none" in shown(quantized(asked))
     rows = tuple(msgspec.structs.replace(row, bias_shift=0.01) for row in made.layers)
