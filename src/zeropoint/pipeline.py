@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -46,13 +47,17 @@ from zeropoint.evaluation.size import BLOCK_TYPES
 from zeropoint.models.parts import Block, linear_names
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
+from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
-from zeropoint.qparams import choose_input
+from zeropoint.qparams import static_or_dynamic
 from zeropoint.qparams.affine import dequantize
 from zeropoint.qparams.choose import choose_qparams
-from zeropoint.qparams.inputs import input_params
+from zeropoint.qparams.static_or_dynamic import ChosenInput, choose_static
+from zeropoint.qparams.statistics import of_type
 from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
+from zeropoint.refine import bias_correction
+from zeropoint.refine.bias_correction import corrected_bias, rounded_means
 from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import TorchOps
@@ -60,7 +65,7 @@ from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
-from zeropoint.types import InputParams, InputScheme, Scheme, Stats
+from zeropoint.types import ChannelMean, InputParams, InputScheme, Scheme, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
@@ -99,6 +104,7 @@ def quantize(
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if recipe.transforms or _needs(plans.values()) else None
     rows: list[LayerRow] = []
+    inputs = _inputs(plans)
     transformed: list[TransformRow] = []
     with Writer(output, source=Path(model), overwrite=overwrite) as writer, torch.inference_mode():
         with Activations(limit_bytes=activation_memory_bytes, folder=writer.folder) as activations:
@@ -108,6 +114,7 @@ def quantize(
             for block in _quantized_blocks(weights, plans, recipe, ops, activations):
                 for layer in block.layers:
                     writer.add(file_format.pack(layer.name, layer.rounded.qtensor))
+                    inputs[layer.name] = layer.input_scheme
                 for name in block.float_names:
                     writer.add({name: block.rewritten[name] if name in block.rewritten else _as_written(weights, name)})
                 rows += [layer.row for layer in block.layers]
@@ -117,7 +124,7 @@ def quantize(
         for name in (*weights.model.outer_tensors(), *weights.skipped()):
             writer.add({name: _as_written(weights, name)})
         weights.checkpoint.copy_side_files(writer.folder)
-        writer.finish(_config(weights, recipe, file_format, plans))
+        writer.finish(_config(weights, recipe, file_format, plans, inputs))
         written = Weights(open_checkpoint(writer.folder))
         result = QuantizeResult(
             zeropoint=zeropoint.__version__,
@@ -152,26 +159,43 @@ def require_fits(model: str | Path, recipe: Recipe) -> None:
 
 def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
     """Return the plan of every linear and the format's module."""
-    plans = resolve(recipe, linear_names(weights.model))
+    plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
     file_format = find.load("formats", recipe.format, error=RecipeError)
     _refuse_early(weights, plans, file_format)
     return plans, file_format
 
 
+def _without_bias(weights: Weights, plans: Plans) -> Plans:
+    """Return the plans, with no correction of a bias where a layer has none."""
+    model = weights.model
+    tensors = {name for index in range(model.config.layers) for name in model.block_tensors(index)}
+    return {
+        name: plan if plan is None or f"{name}.bias" in tensors else replace(plan, bias_correction=False)
+        for name, plan in plans.items()
+    }
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """One linear after rounding. name: full, without ".weight"."""
+    """One linear after rounding. name: full, without ".weight". bias: corrected, as it is written; or None."""
 
     name: str
     rounded: Rounded
     row: LayerRow
+    bias: Tensor | None
+
+    @property
+    def input_scheme(self) -> InputScheme | None:
+        """How its input is rounded in the end."""
+        params = self.rounded.qtensor.input
+        return None if params is None else params.scheme
 
 
 @dataclass(frozen=True)
 class _Block:
     """One block after rounding.
 
-    float_names: its tensors that are written as floats. rewritten: those of them that a transform changed.
+    float_names: its tensors that are written as floats. rewritten: those of them that were changed.
     """
 
     index: int
@@ -214,12 +238,13 @@ class _Source:
 
     def load(self, index: int) -> Block:
         """Return block `index` ready to run, transformed."""
+        self._rewritten = {}
         if not self._recipe.transforms:
             return self.weights.block(index, self._ops)
         names = self.weights.model.block_tensors(index)
         prefix = f"{self.weights.model.block_name(index)}."
         quantized = {f"{name}.weight" for name, plan in self._plans.items() if plan is not None}
-        dtypes = {name.removeprefix(prefix): self._dtype(name) for name in names if name not in quantized}
+        dtypes = {name.removeprefix(prefix): self.dtype(name) for name in names if name not in quantized}
         read = self.weights.float_block(index, dtypes)
         flow = self.weights.model.flow
         block, done = apply(
@@ -237,15 +262,24 @@ class _Source:
         return block.prepare(self._ops, flow)
 
     def linear(self, name: str) -> Tensor:
-        """Return the weight of the linear `name`, float32 (rows, cols), for the one time that it is needed."""
-        found = self._rewritten.pop(f"{name}.weight", None)
+        """Return the weight of the linear `name`, float32 (rows, cols)."""
+        found = self._rewritten.get(f"{name}.weight")
         return self.weights.float_linear(name) if found is None else found
 
-    def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return those of the tensors `names` that a transform changed, as the output has them."""
-        return {name: self._rewritten[name].to(self._dtype(name)) for name in names if name in self._rewritten}
+    def let_go(self, name: str) -> None:
+        """Let go of the weight of the linear `name`, which has been asked for the last time."""
+        self._rewritten.pop(f"{name}.weight", None)
 
-    def _dtype(self, name: str) -> torch.dtype:
+    def rewrite(self, name: str, tensor: Tensor) -> None:
+        """Have `tensor` written under `name` instead of what the checkpoint has."""
+        self._rewritten[name] = tensor
+
+    def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return those of the tensors `names` that were changed, as the output has them."""
+        return {name: self._rewritten[name].to(self.dtype(name)) for name in names if name in self._rewritten}
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that the tensor `name`, which stays float, is written in."""
         return _written_dtype(self.weights.checkpoint.tensors[name])
 
 
@@ -266,22 +300,36 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
     stats = observe(visit, _needs(stage_plans.values()))
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
 
-    inputs = _stage_inputs(prefix, source, planned, stats)
+    inputs = _stage_inputs(prefix, source, planned, stats, _massive(visit, planned.values()))
+    corrected = [inputs[name] for name, plan in planned.items() if plan.bias_correction]
+    means = rounded_means(visit.inputs(), {chosen.params for chosen in corrected if chosen is not None})
 
     def quantize_one(name: str) -> _Layer:
-        return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats)
+        bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
+        return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
 
     with a_thread_each() as pool:
         layers = map_each(pool, quantize_one, planned)
     for name, layer in zip(planned, layers, strict=True):
         visit.block.weights[f"{name}.weight"] = ops.prepare(layer.rounded.qtensor)
+        if layer.bias is not None:
+            visit.block.weights[f"{name}.bias"] = layer.bias
+            source.rewrite(f"{layer.name}.bias", layer.bias)
     return layers
 
 
 def _quantize_layer(
-    name: str, source: _Source, plan: LayerPlan, params: InputParams | None, stats: Mapping[str, Stats]
+    name: str,
+    source: _Source,
+    plan: LayerPlan,
+    chosen: ChosenInput | None,
+    stats: Mapping[str, Stats],
+    bias: Tensor | None,
+    means: Mapping[InputParams, Tensor],
 ) -> _Layer:
+    """Round one linear. bias: to be corrected, or None. means: of its input's columns, for each way to round it."""
     weight = source.linear(name)
+    source.let_go(name)
     rounding = find.load("rounding", plan.rounding.method)
     rounding_options = plan.rounding.load_options("rounding")
     range_options = plan.range.load_options("qparams.ranges")
@@ -292,22 +340,35 @@ def _quantize_layer(
         raise type(error)(f"{name}.weight: {error}") from error
     # the codes are found for the float input: its rounding is an error of its own that no other code makes smaller
     rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
-    rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=params))
-    return _Layer(name, rounded, _row(name, weight, plan, rounded, measured=importance is not None))
+    if chosen is not None:
+        rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=chosen.params))
+    row = _row(name, weight, plan, rounded, chosen, measured=importance is not None)
+    if bias is None:
+        return _Layer(name, rounded, row, None)
+    mean = of_type(stats, "channel_mean", ChannelMean).values
+    restored = dequantize(rounded.qtensor.codes, qparams, plan.scheme)
+    found = corrected_bias(bias, weight, restored, mean, mean if chosen is None else means[chosen.params])
+    written = found.to(source.dtype(f"{name}.bias"))
+    shift = float((written.double() - bias.double()).abs().max())
+    return _Layer(name, rounded, msgspec.structs.replace(row, bias_shift=shift), written)
 
 
 def _stage_inputs(
-    prefix: str, source: _Source, planned: Mapping[str, LayerPlan], stats: Mapping[str, Stats]
-) -> dict[str, InputParams | None]:
+    prefix: str,
+    source: _Source,
+    planned: Mapping[str, LayerPlan],
+    stats: Mapping[str, Stats],
+    massive: Place | None,
+) -> dict[str, ChosenInput | None]:
     """Return how each linear of a stage rounds its input: alike for all whose plans say the same."""
-    found: dict[str, InputParams | None] = {}
+    found: dict[str, ChosenInput | None] = {}
     for name, plan in planned.items():
         alike = [other for other, its in planned.items() if _rounds_input(its) == _rounds_input(plan)]
         if alike[0] in found:
             found[name] = found[alike[0]]
             continue
         try:
-            found[name] = _input_params(plan, [f"{prefix}.{other}" for other in alike], source, stats)
+            found[name] = _choose_input(plan, [f"{prefix}.{other}" for other in alike], source, stats, massive)
         except (NonFiniteError, SchemeError) as error:
             raise type(error)(f"input of {prefix}.{name}: {error}") from error
     return found
@@ -317,20 +378,41 @@ def _rounds_input(plan: LayerPlan) -> object:
     return plan.activations, plan.activation_range
 
 
-def _input_params(
-    plan: LayerPlan, names: Sequence[str], source: _Source, stats: Mapping[str, Stats]
-) -> InputParams | None:
-    """Return how linears with this plan round the input that they share."""
+def _choose_input(
+    plan: LayerPlan, names: Sequence[str], source: _Source, stats: Mapping[str, Stats], massive: Place | None
+) -> ChosenInput | None:
+    """Return how linears with this plan round the input that they share; None where it stays float."""
     scheme, choice = plan.activations, plan.activation_range
     if scheme is None or scheme.dynamic:
-        return None if scheme is None else InputParams(scheme)
-    weights = (source.linear(name) for name in names)  # read by the rules that measure outputs only
-    options = choice.load_options("qparams.input_ranges")
-    found = choose_input.choose_input_range(stats, choice.method, options, scheme, weights)
-    return input_params(found.low, found.high, scheme)
+        return None if scheme is None else ChosenInput(InputParams(scheme))
+    return choose_static(
+        stats,
+        choice.method,
+        choice.load_options("qparams.input_ranges"),
+        scheme,
+        lambda: (source.linear(name) for name in names),
+        limit=plan.static_error_limit,
+        massive=massive if plan.massive_inputs == "dynamic" else None,
+    )
 
 
-def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measured: bool) -> LayerRow:
+def _massive(visit: Visit, plans: Iterable[LayerPlan]) -> Place | None:
+    """Return the largest of the massive activations of a stage's input, if a static scale is not to serve them."""
+    if not any(plan.massive_inputs == "dynamic" and _is_static(plan) for plan in plans):
+        return None
+    seen = MassiveActivations()
+    for windows in visit.inputs():
+        seen.update(windows)
+    return next((place for place in seen.largest(1) if place.massive), None)
+
+
+def _is_static(plan: LayerPlan) -> bool:
+    return plan.activations is not None and not plan.activations.dynamic
+
+
+def _row(
+    name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, chosen: ChosenInput | None, *, measured: bool
+) -> LayerRow:
     qtensor = rounded.qtensor
     error = weight_error(weight, dequantize(qtensor.codes, qtensor.qparams, qtensor.scheme))
     return LayerRow(
@@ -338,7 +420,9 @@ def _row(name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, *, measur
         kind=name.rpartition(".")[2],
         shape=qtensor.shape,
         scheme=plan.scheme.label(),
-        input_scheme=None if plan.activations is None else plan.activations.label(),
+        input_scheme=None if chosen is None else chosen.params.scheme.label(),
+        input_fallback=None if chosen is None else chosen.fallback,
+        input_error=None if chosen is None else chosen.error,
         rounding=rounded.rounding,
         fallback=rounded.fallback,
         sqnr_db=error.sqnr_db,
@@ -353,8 +437,10 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
     needs: set[str] = set()
     for plan in plans:
         if plan is not None:
-            if plan.activations is not None and not plan.activations.dynamic:
-                needs |= choose_input.needs(plan.activation_range.method)
+            if _is_static(plan):
+                needs |= static_or_dynamic.needs(plan.activation_range.method, plan.static_error_limit)
+            if plan.bias_correction:
+                needs.update(bias_correction.NEEDS)
             modules += [find.load("qparams.ranges", plan.range.method), find.load("rounding", plan.rounding.method)]
     return frozenset(needs.union(*(module.NEEDS for module in modules)))
 
@@ -403,9 +489,15 @@ def _in_blocks(info: TensorInfo) -> bool:
     return info.dtype.startswith(BLOCK_TYPES)
 
 
-def _config(weights: Weights, recipe: Recipe, file_format: ModuleType, plans: Plans) -> dict[str, Any]:
-    """Return the config.json of the output."""
-    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans), _inputs(plans))}
+def _config(
+    weights: Weights,
+    recipe: Recipe,
+    file_format: ModuleType,
+    plans: Plans,
+    inputs: Mapping[str, InputScheme | None],
+) -> dict[str, Any]:
+    """Return the config.json of the output. inputs: as each linear rounds its own in the end."""
+    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans), inputs)}
     config.pop(CONFIG_KEY, None)  # the recipe decides, not what the source was to be run with
     config |= Choices(kv_cache=recipe.kv_cache, embeddings=recipe.embeddings).to_config()
     if any(_in_blocks(info) for info in weights.checkpoint.tensors.values()):

@@ -8,7 +8,10 @@
     bits = 4
 
     [activations]                        # what those linears read is rounded too; "float", the default, leaves it
-    dynamic = true
+    dynamic = true                       # false: one scale for all tokens, from calibration, by activation_range
+                                         # static_error_limit = 0.01 and massive_inputs = "dynamic" name its exceptions
+
+    bias_correction = true               # biases take back what rounding changes in the mean; or false, the default
 
     [[rules]]                            # exceptions; of the rules that match a layer the last one counts
     layers = "*.down_proj"               # full layer names: a glob, "re:" and a regular expression, or a list of them
@@ -37,7 +40,7 @@ import msgspec
 from zeropoint import find, toml
 from zeropoint.errors import RecipeError
 from zeropoint.toml import Place
-from zeropoint.types import Embeddings, InputScheme, KVCache, Scheme
+from zeropoint.types import Embeddings, InputScheme, KVCache, MassiveInputs, Scheme
 
 ChoiceKind: TypeAlias = Literal["qparams.ranges", "qparams.input_ranges", "rounding", "transforms"]
 """The folders that a recipe chooses methods from."""
@@ -51,7 +54,15 @@ _LISTS = ("rules", "transforms")
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
 _INPUT_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=8, le=8)]}
 _FLOAT: Literal["float"] = "float"
-_PLAIN: dict[str, Any] = {"kv_cache": KVCache, "embeddings": Embeddings}
+_NO_LIMIT: Literal["none"] = "none"
+_ErrorLimit: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["none"]
+_PLAIN: dict[str, Any] = {
+    "kv_cache": KVCache,
+    "embeddings": Embeddings,
+    "static_error_limit": _ErrorLimit,
+    "massive_inputs": MassiveInputs,
+    "bias_correction": bool,
+}
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -116,7 +127,7 @@ class LayerPlan:
     """What a recipe says about one layer.
 
     activations: how its input is rounded when the model runs, None where it stays float. activation_range: the rule
-    that finds the range of a static scheme.
+    that finds the range of a static scheme. The others: as in Recipe; None for no limit.
     """
 
     scheme: Scheme
@@ -124,6 +135,9 @@ class LayerPlan:
     rounding: Choice
     activations: InputScheme | None = None
     activation_range: Choice = _MINMAX
+    static_error_limit: float | None = None
+    massive_inputs: MassiveInputs = "static"
+    bias_correction: bool = False
 
 
 _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
@@ -134,7 +148,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     format: the file in formats/ that writes the result. activations: None, "float" in a file, leaves them float.
     transforms: of every block, in their order. kv_cache, embeddings: what the runtime rounds besides the weights unless
-    it is asked otherwise; the output's config.json says so, and no tensor changes. The values are checked and brought
+    it is asked otherwise; the output's config.json says so, and no tensor changes. static_error_limit: the squared
+    relative error of a layer's output above which an input that should be static stays dynamic, 0 to 1, or "none".
+    massive_inputs: "dynamic" leaves inputs with massive activations dynamic, too. bias_correction: of the layers that
+    have a bias. The values are checked and brought
     to one form however a recipe is made, so that two recipes that mean the same are equal.
     Raises: RecipeError naming the key, what was got and what is allowed.
     """
@@ -152,6 +169,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     calibration: Calibration = Calibration()
     kv_cache: KVCache = "float16"
     embeddings: Embeddings = "stored"
+    static_error_limit: float | Literal["none"] = _NO_LIMIT
+    massive_inputs: MassiveInputs = "static"
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for key, value in _read_recipe(self.to_dict(), Place("recipe")).items():
@@ -174,7 +194,16 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def plan(self, rule: Rule | None = None) -> LayerPlan:
         """Return the plan of the layers that `rule` decides about, by default of those that no rule matches."""
         if rule is None:
-            return LayerPlan(self.weights, self.range, self.rounding, self.activations, self.activation_range)
+            return LayerPlan(
+                self.weights,
+                self.range,
+                self.rounding,
+                self.activations,
+                self.activation_range,
+                None if isinstance(self.static_error_limit, str) else self.static_error_limit,
+                self.massive_inputs,
+                self.bias_correction,
+            )
         return _merge(self.plan(), rule, Place(f"recipe {self.name}"))
 
     def check(self) -> None:
@@ -454,12 +483,13 @@ def _read_name(kind: str, value: object, place: Place) -> str:
 
 
 def _merge(plan: LayerPlan, rule: Rule, place: Place) -> LayerPlan:
-    return LayerPlan(
-        _merge_scheme(plan.scheme, rule.weights, place.at("weights")),
-        _merge_choice(plan.range, rule.range),
-        _merge_choice(plan.rounding, rule.rounding),
-        _merge_input(plan.activations, rule.activations, place.at("activations")),
-        _merge_choice(plan.activation_range, rule.activation_range),
+    return replace(
+        plan,
+        scheme=_merge_scheme(plan.scheme, rule.weights, place.at("weights")),
+        range=_merge_choice(plan.range, rule.range),
+        rounding=_merge_choice(plan.rounding, rule.rounding),
+        activations=_merge_input(plan.activations, rule.activations, place.at("activations")),
+        activation_range=_merge_choice(plan.activation_range, rule.activation_range),
     )
 
 

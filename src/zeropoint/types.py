@@ -176,6 +176,12 @@ KVCache: TypeAlias = Literal["float16", "int8"]
 Embeddings: TypeAlias = Literal["stored", "int8"]
 """What a recipe can ask of embedding and head at run time: as they are stored, or int8 with a scale for each row."""
 
+MassiveInputs: TypeAlias = Literal["static", "dynamic"]
+"""What a recipe can ask for where a static scale would meet massive activations."""
+
+MASSIVE_RATIO = 1000.0
+"""Times the median magnitude: from here on an activation is called massive (Sun et al. 2024, arXiv:2402.17762)."""
+
 
 # Statistics: what an observer says about the activations that it has seen. `count` is always a number of tokens.
 
@@ -209,6 +215,14 @@ class Histogram:
 @dataclass(frozen=True)
 class ChannelAbsMax:
     """The largest magnitude in each input column: float32 (cols,)."""
+
+    values: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class ChannelMean:
+    """The mean of each input column: float64 (cols,)."""
 
     values: Tensor
     count: int
@@ -264,7 +278,9 @@ class TokenSample:
     count: int
 
 
-Stats: TypeAlias = MinMax | Histogram | ChannelAbsMax | SecondMoment | BatchRanges | TokenAbsMax | TokenSample
+Stats: TypeAlias = (
+    MinMax | Histogram | ChannelAbsMax | ChannelMean | SecondMoment | BatchRanges | TokenAbsMax | TokenSample
+)
 
 
 # What a range rule says about the input of a linear.

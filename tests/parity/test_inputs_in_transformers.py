@@ -35,6 +35,8 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "w8a8_static": ("w8a8_static", []),
     "w8a8_static symmetric": ("w8a8_static", ["activations.symmetric=true"]),
     "w8a8_static percentile": ("w8a8_static", ["activation_range=percentile", "activation_range.percent=99.0"]),
+    "w8a8_static that stays dynamic in part": ("w8a8_static", ["static_error_limit=1e-4"]),
+    "w8a8_static with corrected biases": ("w8a8_static", ["bias_correction=true"]),
     "w4a8": ("w4a8", ["weights.group_size=32"]),
     "w4a8 static": ("w4a8", ["weights.group_size=32", "activations.dynamic=false", "activations.symmetric=false"]),
     "mixed formats": (

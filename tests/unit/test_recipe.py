@@ -168,6 +168,11 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str, tmp_path_factory: pyt
         ({"kv_cache": "int4"}, ["r.toml: kv_cache is 'int4'", "'float16', 'int8'"]),
         ({"kv_cache": 8}, ["r.toml: kv_cache is 8", "'float16', 'int8'"]),
         ({"embeddings": "float"}, ["r.toml: embeddings is 'float'", "'int8', 'stored'"]),
+        ({"static_error_limit": 2}, ["static_error_limit is 2", "a number from 0 to 1 or 'none'"]),
+        ({"static_error_limit": float("nan")}, ["static_error_limit is nan", "a number from 0 to 1 or 'none'"]),
+        ({"massive_inputs": True}, ["massive_inputs is True", "'dynamic', 'static'"]),
+        ({"bias_correction": "yes"}, ["bias_correction is 'yes'", "true or false"]),
+        ({"static_eror_limit": 0.1}, ["static_eror_limit is not a key", "did you mean 'static_error_limit'?"]),
         ({"name": 3}, ["name is 3", "text in quotes"]),
         ({"rules": {"layers": "*"}}, ["rules is {'layers': '*'}", "a list"]),
         ({"rules": [{"keep_float": True}]}, ["rules.0 names no layers"]),
@@ -596,6 +601,9 @@ DOCUMENTS = st.fixed_dictionaries(
     | {
         "name": WORDS,
         "description": WORDS,
+        "static_error_limit": st.floats(0, 1) | st.just("none"),
+        "massive_inputs": st.sampled_from(["static", "dynamic"]),
+        "bias_correction": st.booleans(),
         "rules": st.lists(RULES, max_size=3),
         "transforms": st.lists(choices("transforms"), max_size=2),
         "calibration": st.fixed_dictionaries(
@@ -623,10 +631,20 @@ def test_a_rule_takes_every_range_that_a_recipe_takes(rule: str) -> None:
     assert recipe.plan(recipe.rules[0]).activation_range.method == rule
 
 
+def test_what_is_said_once_is_part_of_every_plan() -> None:
+    once = {"massive_inputs": "dynamic", "static_error_limit": 0, "bias_correction": True}
+    recipe = Recipe.from_dict({**once, "rules": [{"layers": "*", "range": "minmax"}]})
+    for plan in (recipe.plan(), recipe.plan(recipe.rules[0])):
+        assert (plan.static_error_limit, plan.massive_inputs, plan.bias_correction) == (0.0, "dynamic", True)
+    assert Recipe().plan().static_error_limit is None
+
+
 def test_the_record_spells_out_every_value() -> None:
     assert Recipe(name="x", rules=(Rule(layers=("*.q_proj",), weights={"bits": 8}),)).to_toml() == (
         'name = "x"\ndescription = ""\nformat = "compressed_tensors"\nactivations = "float"\ntransforms = []\n'
-        'kv_cache = "float16"\nembeddings = "stored"\n\n'
+        'kv_cache = "float16"\nembeddings = "stored"\n'
+        'static_error_limit = "none"\nmassive_inputs = "static"\n'
+        "bias_correction = false\n\n"
         '[weights]\nbits = 4\nsymmetric = true\ngranularity = "group"\ngroup_size = 64\nnarrow = false\n'
         'scale_dtype = "bfloat16"\n\n'
         '[range]\nmethod = "mse"\n\n[rounding]\nmethod = "gptq"\n\n'

@@ -104,10 +104,13 @@ class LayerRow(Result, frozen=True, kw_only=True):
 
     name: full, without ".weight". kind: its last part ("q_proj"). scheme: its label. input_scheme: that of its input;
     None where it stays float. rounding: the method that gave the integers. fallback: the rung that was taken instead of
-    what was asked for, and why; or None.
+    what was asked for, and why; or None. input_fallback: why the input is dynamic although a static scale was asked
+    for, or None. input_error: squared relative error of the output of all layers that share the input, from rounding it
+    with the static scale; None where the recipe sets no limit to it.
     sqnr_db: of the weight; None when nothing was lost. cosine: between the weight and what its codes stand for.
     output_error: squared relative error of the layer's output on the calibration tokens, tr(E H E^T) / tr(W H W^T);
-    None when there were none.
+    None when there were none. bias_shift: the most that a bias was changed to take back the mean of that error, and of
+    what rounding the input does; None where no bias is corrected.
     """
 
     name: str
@@ -120,6 +123,14 @@ class LayerRow(Result, frozen=True, kw_only=True):
     cosine: float
     output_error: float | None
     input_scheme: str | None = None
+    input_fallback: str | None = None
+    input_error: float | None = None
+    bias_shift: float | None = None
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """What was done otherwise than asked, a sentence each that begins with the layer's name."""
+        return tuple(f"{self.name}: {why}" for why in (self.fallback, self.input_fallback) if why is not None)
 
 
 class Size(Result, frozen=True, kw_only=True):

@@ -249,4 +249,4 @@ def _fallbacks(output: Path) -> tuple[str, ...]:
     if not (output / RECORD).exists():
         return ()
     record = QuantizeResult.load(output / RECORD)
-    return tuple(f"{row.name}: {row.fallback}" for row in record.layers if row.fallback is not None)
+    return tuple(fallback for row in record.layers for fallback in row.fallbacks)

@@ -8,7 +8,7 @@ Of every place the value with the largest magnitude counts, and the 64 largest p
 the 64 at the end has been one since its largest value came, so that neither batches nor merging change the result.
 
 Memory: some kilobytes, and 4 bytes for each position, plus a batch's magnitudes while it is looked at.
-Source: Sun et al. 2024, arXiv:2402.17762 (massive: above 1000 times the median magnitude).
+Source: Sun et al. 2024, arXiv:2402.17762.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from zeropoint.observe import _octaves
 from zeropoint.observe._finite import check_finite
+from zeropoint.types import MASSIVE_RATIO
 
 _KEPT = 64
 
@@ -36,6 +37,11 @@ class Place:
     channel: int
     value: float
     ratio: float
+
+    @property
+    def massive(self) -> bool:
+        """Whether the value is called a massive activation."""
+        return self.ratio >= MASSIVE_RATIO
 
 
 class MassiveActivations:

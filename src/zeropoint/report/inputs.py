@@ -17,6 +17,7 @@ from rich.text import Text
 
 from zeropoint.evaluation.results import Bar, InputInspection, InputRow, StaticRange
 from zeropoint.report.terminal import _add, _bytes, _decibel, _duration, _plain
+from zeropoint.types import MASSIVE_RATIO
 
 BEST = "bold green"
 BAR_WIDTH = 32
@@ -25,8 +26,6 @@ LEGEND = (
     "* least output error. clipped, held out: values outside the grid. SQNR: of the input, dB.\n"
     "output: relative error, and what clipping and rounding alone cost. halves: how far two halves' ranges differ"
 )
-MASSIVE = 1000.0
-"""Times the median magnitude: from here on an activation is called massive (Sun et al. 2024, arXiv:2402.17762)."""
 
 
 def inputs_inspected(result: InputInspection) -> RenderableType:
@@ -113,17 +112,17 @@ def _bar(count: int, most: int) -> str:
 def _massive(row: InputRow) -> list[str]:
     if not row.massive:
         return []
-    massive = sum(at.ratio >= MASSIVE for at in row.massive)
+    massive = sum(at.ratio >= MASSIVE_RATIO for at in row.massive)
     verdict = f"{massive} of them massive" if massive else "none of them massive"
     lines = [
-        f"largest places, {verdict} (from {MASSIVE:,.0f} times the median magnitude {_number(row.median)} on):",
+        f"largest places, {verdict} (from {MASSIVE_RATIO:,.0f} times the median magnitude {_number(row.median)} on):",
         *(
             f"  {_number(at.value):>9}  position {at.position}, channel {at.channel}, {at.ratio:,.0f} times"
             for at in row.massive
         ),
     ]
     if row.first_token_ratio is not None:
-        first = any(at.ratio >= MASSIVE and at.position == 0 for at in row.massive)
+        first = any(at.ratio >= MASSIVE_RATIO and at.position == 0 for at in row.massive)
         lines.append(
             f"first token: its largest magnitude is {row.first_token_ratio:.3g} times that of the others on average"
             + ("; it is a massive activation" if first else "")

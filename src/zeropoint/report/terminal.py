@@ -110,6 +110,7 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     """Return what was made. all_rows: a row for each layer instead of one for each kind."""
     table = _every_layer(result.layers) if all_rows else _layers_by_kind(result.layers)
     fallbacks = [f"{row.name}: {row.fallback}" for row in result.layers if row.fallback is not None]
+    dynamic = [f"{row.name}: {row.input_fallback}" for row in result.layers if row.input_fallback is not None]
     recipe = f"recipe {_plain(str(result.recipe.get('name', 'custom')))}, {_calibration(result)}"
     parts: list[RenderableType] = [table, Text()]
     if result.transforms:
@@ -119,6 +120,9 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         Text(),
         *_named_fallbacks(f"fallbacks in {len(fallbacks):,} of {len(result.layers):,} layers:", fallbacks),
     ]
+    parts += _named_fallbacks(
+        f"dynamic instead of static in {len(dynamic):,} of {len(result.layers):,} layers:", dynamic
+    )
     unmoved = [
         f"{row.block}, {', '.join(stage.linears)}: {stage.fallback}"
         for row in result.transforms
@@ -126,6 +130,10 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         if stage.fallback is not None
     ]
     parts += _named_fallbacks(f"not transformed, in {len(unmoved):,} places:", unmoved)
+    if result.recipe.get("bias_correction"):
+        corrected = sum(row.bias_shift is not None for row in result.layers)
+        others = "" if corrected == len(result.layers) else "; the others have none"
+        parts.append(Text(f"biases corrected in {corrected:,} of {len(result.layers):,} layers{others}"))
     if result.skipped:
         names = ", ".join(map(_plain, result.skipped))
         parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))

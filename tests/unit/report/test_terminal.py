@@ -123,6 +123,28 @@ def test_fallbacks_are_named_and_counted() -> None:
     assert "and 15 more; --json names them all" in many
 
 
+def test_inputs_that_stay_dynamic_are_rows_of_their_own_named_and_counted() -> None:
+    rows = [msgspec.structs.replace(row, input_scheme="int8 static asym") for row in layers(4)]
+    why = "input stays dynamic: static error 0.083 is above the limit 0.05; with a scale per token 0.0006"
+    rows[3] = msgspec.structs.replace(rows[3], input_scheme="int8 token", input_fallback=why)
+    text = shown(quantized(msgspec.structs.replace(quantization(4), layers=tuple(rows))), 140)
+    assert "dynamic instead of static in 1 of 16 layers:" in text
+    assert f"  {rows[3].name}: {why}" in text
+    assert "fallbacks" not in text
+    assert line(text, "down_proj x1")[1] == "int4 g64 sym x int8 token"
+    assert line(text, "down_proj x3")[1] == "int4 g64 sym x int8 static asym"
+
+
+def test_corrected_biases_are_counted() -> None:
+    made = quantization(2)
+    assert "biases corrected" not in shown(quantized(made))
+    asked = msgspec.structs.replace(made, recipe=made.recipe | {"bias_correction": True})
+    assert "biases corrected in 0 of 8 layers; the others have none" in shown(quantized(asked))
+    rows = tuple(msgspec.structs.replace(row, bias_shift=0.01) for row in made.layers)
+    text = shown(quantized(msgspec.structs.replace(asked, layers=rows)))
+    assert "biases corrected in 8 of 8 layers\n" in text
+
+
 def test_transforms_show_the_strengths_of_each_kind_of_input_and_what_they_did() -> None:
     assert "smoothquant" not in shown(quantized(quantization()))
     text = shown(quantized(msgspec.structs.replace(quantization(), transforms=transforms())))
