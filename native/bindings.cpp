@@ -74,11 +74,13 @@ void linear(Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const
     const int rows = int(x.shape(0)), stride = round_up(w.rows, CHUNK);
     require(int(x.shape(1)) == w.cols && int(y.shape(0)) == rows && int(y.shape(1)) == w.rows, "x must be (rows, cols), y (rows, weight.rows)");
     floats |= w.kind != Kind::codes;
-    Buffer<float> in(size_t(rows) * w.padded_cols), out(size_t(rows) * stride), scales(size_t(rows) * w.blocks());
+    const int block = rounding.kind == InputRounding::Kind::blocks ? w.block : w.declared_block();
+    const int blocks = (w.padded_cols + block - 1) / block;
+    Buffer<float> in(size_t(rows) * w.padded_cols), out(size_t(rows) * stride), scales(size_t(rows) * blocks);
     Buffer<int8_t> q(size_t(rows) * w.padded_cols);
-    Buffer<int32_t> sums(size_t(rows) * w.blocks());
+    Buffer<int32_t> sums(size_t(rows) * blocks);
     for (int t = 0; t < rows; t++) std::memcpy(in.data() + size_t(t) * w.padded_cols, x.data() + size_t(t) * w.cols, w.cols * 4);
-    const QInput input{q.data(), scales.data(), sums.data(), w.padded_cols, w.block, w.blocks()};
+    const QInput input{q.data(), scales.data(), sums.data(), w.padded_cols, block, blocks};
     std::vector<Buffer<uint8_t>> scratch;
     for (int i = 0; i < pool.size(); i++)
         scratch.emplace_back(floats ? kernels.float_scratch_bytes(w) : kernels.scratch_bytes(w));
@@ -175,6 +177,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("rows", [](const StoredWeight& self) { return self.view().rows; })
         .def_prop_ro("cols", [](const StoredWeight& self) { return self.view().cols; })
         .def_prop_ro("block", [](const StoredWeight& self) { return self.view().block; })
+        .def_prop_ro("declared_block", [](const StoredWeight& self) { return self.view().declared_block(); })
         .def_prop_ro("is_float", [](const StoredWeight& self) { return self.view().kind != Kind::codes; })
         .def_prop_ro("bytes", &StoredWeight::bytes);
 

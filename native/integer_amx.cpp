@@ -11,8 +11,8 @@ namespace {
 
 bool zero_stays(const Weight& w) { return w.zero && w.bits == 8; }
 
-// Columns of one product. Blocks that are no multiple of 64 take half tiles.
-int step_of(const Weight& w) { return w.block % 64 ? 32 : 64; }
+// Columns of one product. Blocks that are no multiple of 64 take half tiles where another block follows.
+int step_of(const QInput& x) { return x.blocks > 1 && x.block % 64 ? 32 : 64; }
 
 int unpacked_cols(const Weight& w) { return round_up(w.padded_cols, 64); }
 
@@ -74,7 +74,7 @@ void multiply(const Columns& c, int k, int end, int32_t* sums) {
 template <bool unsigned_codes>
 void settle(const Weight& w, const QInput& x, int row, int rows, int panel, int panels, int block, const int32_t* sums,
             float* totals) {
-    const int group = static_cast<int>(size_t(block) * w.block / w.group);
+    const int group = static_cast<int>(size_t(block) * x.block / w.group);
     for (int p = 0; p < panels; ++p) {
         const __m512 scale = panel_scale(w, panel + p, group);
         const __m512i zero = panel_zero(w, panel + p, group);
@@ -111,8 +111,8 @@ void many(const Weight& w, const QInput& x, int begin, int end, int first, int l
     alignas(64) int32_t sums[2][4 * TILE * PANEL];
     alignas(64) float totals[4 * TILE * PANEL];
     alignas(64) int8_t tail[TILE_X * TILE_BYTES] = {};
-    const int cols = w.padded_cols, blocks = w.blocks();
-    Columns c = {nullptr, tail, scratch, size_t(PANEL) * unpacked_cols(w), cols, step_of(w)};
+    const int cols = w.padded_cols, blocks = x.blocks;
+    Columns c = {nullptr, tail, scratch, size_t(PANEL) * unpacked_cols(w), cols, step_of(x)};
 
     int configured = 0;
     for (int panel = first; panel < last; panel += TILE_PANELS) {
@@ -128,8 +128,8 @@ void many(const Weight& w, const QInput& x, int begin, int end, int first, int l
             std::memset(totals, 0, sizeof totals);
             const Multiply products = MULTIPLY<unsigned_codes>[rows > TILE][panels - 1];
             for (int block = 0; block <= blocks; ++block) {
-                const int k = block * w.block;
-                if (block < blocks) products(c, k, k + w.block < cols ? k + w.block : cols, sums[block % 2]);
+                const int k = block * x.block;
+                if (block < blocks) products(c, k, k + x.block < cols ? k + x.block : cols, sums[block % 2]);
                 if (block > 0)
                     settle<unsigned_codes>(w, x, row, rows, panel, panels, block - 1, sums[(block - 1) % 2], totals);
             }

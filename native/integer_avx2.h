@@ -24,9 +24,12 @@ constexpr int quads_in_16_bits(int bits) {
     return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
 }
 
-// GCC 12 first multiplies all and then adds, which needs the stack; this keeps a sum where it stands: 1.4 to 2.5 times
-// as fast.
-inline void add_now(__m256i& sum) { asm("" : "+x"(sum)); }
+// GCC 12 first multiplies all and then adds, which needs the stack; this makes it add where the addition stands: 1.4 to
+// 2.5 times as fast. Returned, not changed in place: an element of an array that the asm refers to stays in memory.
+inline __m256i add_now(__m256i sum) {
+    asm("" : "+x"(sum));
+    return sum;
+}
 
 // Half a panel, 8 rows: 32 of the 64 bytes of each quad.
 template <int BITS>
@@ -205,99 +208,104 @@ inline void linear_few(const Weight& w, const QInput& x, int begin, int end, int
 
 constexpr int MANY_ROWS = 4;
 
-// Blocks [first, last) of the columns, whose weights stay in the first cache while all rows pass; kept: the sums of 4 rows
-// between two of them, (R, 16).
-struct Span {
-    int first, last;
-    float* kept;
+// What weights and rows of x are multiplied as: bytes, or words where products of bytes do not fit into 16 bits.
+template <int BITS>
+struct Operand {
+    using Code = std::conditional_t<BITS < 8, uint8_t, int16_t>;
+    using Input = std::conditional_t<BITS < 8, int8_t, int16_t>;
 };
 
-template <int R>
-inline void take_up(const Span& span, __m256 (*sums)[2]) {
+// Columns [begin, end) of a panel, whose weights stay in the first cache while all rows pass. Between two spans the sums of
+// R rows are kept, (R, 16), and the dot products of a block that goes on.
+struct Span {
+    int begin, end;
+    float* sums;
+    int32_t* dots;
+};
+
+inline __m256i* half_of(int32_t* kept, int r, int half) { return reinterpret_cast<__m256i*>(kept + 16 * r + 8 * half); }
+
+// Rows [t, t + R) of x with a span of a panel; add(k, end, dots) adds the products of those columns.
+template <int BITS, bool ZEROS, int R, class Add>
+inline void over_blocks(const Weight& w, const QInput& x, int t, int panel, const Span& span, const Output& y, Add add) {
+    __m256 sums[R][2];
+    __m256i dots[R][2];
     for (int r = 0; r < R; r++)
         for (int half = 0; half < 2; half++)
-            sums[r][half] = span.first ? _mm256_loadu_ps(span.kept + 16 * r + 8 * half) : _mm256_setzero_ps();
-}
-
-template <int R>
-inline void put_down(const Span& span, const QInput& x, const Output& y, int t, int panel, const __m256 (*sums)[2]) {
+            sums[r][half] = span.begin ? _mm256_loadu_ps(span.sums + 16 * r + 8 * half) : _mm256_setzero_ps();
+    int k = span.begin;
+    for (int b = k / x.block; k < span.end; b++) {
+        const int start = b * x.block, stop = std::min(start + x.block, w.padded_cols), end = std::min(stop, span.end);
+        const size_t index = scale_index(w, panel, start);
+        if (k == start) {
+            begin_block<BITS, ZEROS, R>(w, index, x, t, b, dots);
+        } else {
+            for (int r = 0; r < R; r++)
+                for (int half = 0; half < 2; half++) dots[r][half] = _mm256_load_si256(half_of(span.dots, r, half));
+        }
+        add(k, end, dots);
+        if (end == stop) {
+            finish_block<R>(w, index, x, t, b, dots, sums);
+        } else {
+            for (int r = 0; r < R; r++)
+                for (int half = 0; half < 2; half++) _mm256_store_si256(half_of(span.dots, r, half), dots[r][half]);
+        }
+        k = end;
+    }
     for (int r = 0; r < R; r++)
         for (int half = 0; half < 2; half++)
-            if (span.last == x.blocks) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
-            else _mm256_storeu_ps(span.kept + 16 * r + 8 * half, sums[r][half]);
+            if (span.end == w.padded_cols) put_half(y, t + r, panel * PANEL + 8 * half, sums[r][half]);
+            else _mm256_storeu_ps(span.sums + 16 * r + 8 * half, sums[r][half]);
 }
 
-// Up to 7 bits. quads: a panel unpacked, (padded_cols / 4, 64).
-template <int BITS, bool ZEROS, int R>
-inline void many_rows_bytes(const Weight& w, const QInput& x, int t, int panel, const uint8_t* quads, const Span& span,
-                            const Output& y) {
+// Up to 7 bits. quads: (columns / 4, 16 rows, 4 columns); q: (columns / 4, R rows, 4 columns).
+template <int BITS, int R>
+inline void add_products(const uint8_t* quads, const int8_t* q, int columns, __m256i (*dots)[2]) {
     constexpr int step = quads_in_16_bits(BITS);
     const __m256i ones = _mm256_set1_epi16(1);
-    const int8_t* q = x.q + size_t(t) * x.padded_cols;
-    __m256 sums[R][2];
-    take_up<R>(span, sums);
-    for (int b = span.first; b < span.last; b++) {
-        const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
-        const size_t index = scale_index(w, panel, k0);
-        __m256i dots[R][2];
-        begin_block<BITS, ZEROS, R>(w, index, x, t, b, dots);
-        for (int k = k0; k < k1; k += 4 * step) {
-            __m256i products[R][2];
+    for (int k = 0; k < columns; k += 4 * step, quads += 64 * step, q += 4 * R * step) {
+        __m256i products[R][2];
 #pragma GCC unroll 8
-            for (int i = 0; i < step; i++) {
-                const __m256i low = bytes(quads + 16 * k + 64 * i), high = bytes(quads + 16 * k + 64 * i + 32);
+        for (int i = 0; i < step; i++) {
+            const __m256i low = bytes(quads + 64 * i), high = bytes(quads + 64 * i + 32);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    const __m256i a = four_bytes(q + size_t(r) * x.padded_cols + k + 4 * i);
-                    const __m256i p[2] = {_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, a)};
-                    for (int half = 0; half < 2; half++) {
-                        products[r][half] = i ? _mm256_add_epi16(products[r][half], p[half]) : p[half];
-                        add_now(products[r][half]);
-                    }
-                }
-            }
-            for (int r = 0; r < R; r++)
+            for (int r = 0; r < R; r++) {
+                const __m256i a = four_bytes(q + 4 * (R * i + r));
+                const __m256i p[2] = {_mm256_maddubs_epi16(low, a), _mm256_maddubs_epi16(high, a)};
+#pragma GCC unroll 2
                 for (int half = 0; half < 2; half++)
-                    dots[r][half] = _mm256_add_epi32(dots[r][half], _mm256_madd_epi16(products[r][half], ones));
-        }
-        finish_block<R>(w, index, x, t, b, dots, sums);
-    }
-    put_down<R>(span, x, y, t, panel, sums);
-}
-
-// 8 bits. words: a panel widened to 16 bits, (padded_cols / 2, 16 rows, 2 columns).
-// q16: R rows of x widened, (R, padded_cols).
-template <bool ZEROS, int R>
-inline void many_rows_words(const Weight& w, const QInput& x, int t, int panel, const int16_t* words, const int16_t* q16,
-                            const Span& span, const Output& y) {
-    __m256 sums[R][2];
-    take_up<R>(span, sums);
-    for (int b = span.first; b < span.last; b++) {
-        const int k0 = b * x.block, k1 = std::min(k0 + x.block, w.padded_cols);
-        const size_t index = scale_index(w, panel, k0);
-        __m256i dots[R][2];
-        begin_block<8, ZEROS, R>(w, index, x, t, b, dots);
-        for (int k = k0; k < k1; k += 8)
-#pragma GCC unroll 4
-            for (int i = 0; i < 8; i += 2) {
-                const __m256i low = bytes(words + 16 * (k + i)), high = bytes(words + 16 * (k + i) + 16);
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) {
-                    const __m256i a = four_bytes(reinterpret_cast<const int8_t*>(q16 + size_t(r) * x.padded_cols + k + i));
-                    dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(low, a));
-                    dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(high, a));
-                    add_now(dots[r][0]), add_now(dots[r][1]);
-                }
+                    products[r][half] = add_now(i ? _mm256_add_epi16(products[r][half], p[half]) : p[half]);
             }
-        finish_block<R>(w, index, x, t, b, dots, sums);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++)
+                dots[r][half] = _mm256_add_epi32(dots[r][half], _mm256_madd_epi16(products[r][half], ones));
     }
-    put_down<R>(span, x, y, t, panel, sums);
 }
 
+// 8 bits, widened to 16. words: (columns / 2, 16 rows, 2 columns); q: (columns / 2, R rows, 2 columns).
+template <int BITS, int R>
+inline void add_products(const int16_t* words, const int16_t* q, int columns, __m256i (*dots)[2]) {
+    for (int k = 0; k < columns; k += 8, words += 16 * 8, q += R * 8)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const __m256i low = bytes(words + 32 * i), high = bytes(words + 32 * i + 16);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                const __m256i a = four_bytes(reinterpret_cast<const int8_t*>(q + 2 * (R * i + r)));
+                dots[r][0] = add_now(_mm256_add_epi32(dots[r][0], _mm256_madd_epi16(low, a)));
+                dots[r][1] = add_now(_mm256_add_epi32(dots[r][1], _mm256_madd_epi16(high, a)));
+            }
+        }
+}
+
+// Columns [begin, end) of a panel, (columns / 4, 16 rows, 4 columns).
 template <int BITS>
-inline void unpack_panel(const Weight& w, int panel, uint8_t* quads) {
-    const uint8_t* from = w.data + panel * w.panel_bytes();
-    for (int k = 0; k < w.padded_cols; k += CHUNK, from += 64 * BITS, quads += 8 * 64)
+inline void unpack_columns(const Weight& w, int panel, int begin, int end, uint8_t* quads) {
+    const uint8_t* from = w.data + panel * w.panel_bytes() + size_t(begin) * 2 * BITS;
+    for (int k = begin; k < end; k += CHUNK, from += 64 * BITS, quads += 8 * 64)
         for (int half = 0; half < 2; half++) {
             __m256i parts[8];
             unpack_half<BITS>(from, half, parts);
@@ -305,35 +313,41 @@ inline void unpack_panel(const Weight& w, int panel, uint8_t* quads) {
         }
 }
 
-// Widen a panel of 8 bits to 16: pairs of columns for 16 rows.
-inline void widen_panel(const Weight& w, int panel, int16_t* words) {
-    const uint8_t* from = w.data + panel * w.panel_bytes();
+// The same of 8 bits, widened: (columns / 2, 16 rows, 2 columns).
+template <int BITS>
+inline void unpack_columns(const Weight& w, int panel, int begin, int end, int16_t* words) {
+    const uint8_t* from = w.data + panel * w.panel_bytes() + size_t(begin) * PANEL;
     const __m256i low_pair = _mm256_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1,
                                               0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1);
     const __m256i high_pair = _mm256_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1,
                                                2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1);
-    for (int k = 0; k < w.padded_cols; k += 4, from += 64)
+    for (int k = begin; k < end; k += 4, from += 64, words += 64)
         for (int half = 0; half < 2; half++) {
             const __m256i quad = bytes(from + 32 * half);
-            int16_t* to = words + 16 * k + 16 * half;
-            _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm256_shuffle_epi8(quad, low_pair));
-            _mm256_store_si256(reinterpret_cast<__m256i*>(to + 32), _mm256_shuffle_epi8(quad, high_pair));
+            __m256i* to = reinterpret_cast<__m256i*>(words + 16 * half);
+            _mm256_store_si256(to, _mm256_shuffle_epi8(quad, low_pair));
+            _mm256_store_si256(to + 2, _mm256_shuffle_epi8(quad, high_pair));
         }
 }
 
-inline void widen_rows(const QInput& x, int begin, int end, int16_t* q16) {
-    const int8_t* q = x.q + size_t(begin) * x.padded_cols;
-    for (size_t i = 0; i < size_t(end - begin) * x.padded_cols; i += 16)
-        _mm256_store_si256(reinterpret_cast<__m256i*>(q16 + i), _mm256_cvtepi8_epi16(half_bytes(q + i)));
+// Rows [t, t + R) of x as add_products reads them, in one stream: rows that are powers of two apart would meet in
+// the same few lines of the first cache.
+template <int BITS, int R>
+inline void pack_rows(const QInput& x, int t, typename Operand<BITS>::Input* to) {
+    constexpr int COLUMNS = 4 / sizeof(*to);
+    const int8_t* q = x.q + size_t(t) * x.padded_cols;
+    for (int k = 0; k < x.padded_cols; k += COLUMNS)
+        for (int r = 0; r < R; r++)
+            for (int c = 0; c < COLUMNS; c++) *to++ = q[size_t(r) * x.padded_cols + k + c];
 }
 
 constexpr int SPAN_BYTES = 16 << 10;   // of unpacked weights
 constexpr int SPAN_ROWS = 64;          // whose sums are kept
+constexpr int KEPT = SPAN_ROWS * PANEL;
 
-// Sums, a panel in bytes or words and, where it is words, the rows of x widened.
+// Sums, a span of weights, and the rows of x packed.
 inline size_t scratch_bytes(const Weight& w) {
-    const size_t cols = w.padded_cols, panel = w.bits < 8 ? 16 * cols : (32 + 2 * SPAN_ROWS) * cols;
-    return SPAN_ROWS * PANEL * sizeof(float) + panel;
+    return KEPT * (sizeof(float) + sizeof(int32_t)) + SPAN_BYTES + size_t(w.bits < 8 ? 1 : 2) * SPAN_ROWS * w.padded_cols;
 }
 
 template <int R = MANY_ROWS, class F>
@@ -345,25 +359,30 @@ inline void in_steps(int begin, int end, F f) {
 
 template <int BITS, bool ZEROS>
 inline void many(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y, uint8_t* scratch) {
-    float* kept = reinterpret_cast<float*>(scratch);
-    uint8_t* quads = scratch + SPAN_ROWS * PANEL * sizeof(float);
-    int16_t* words = reinterpret_cast<int16_t*>(quads);
-    int16_t* q16 = words + size_t(16) * w.padded_cols;
-    const int step = std::max(1, SPAN_BYTES / ((BITS < 8 ? 16 : 32) * x.block));
+    using Code = typename Operand<BITS>::Code;
+    using Input = typename Operand<BITS>::Input;
+    constexpr int COLUMNS = SPAN_BYTES / (PANEL * sizeof(Code));
+    float* sums = reinterpret_cast<float*>(scratch);
+    int32_t* dots = reinterpret_cast<int32_t*>(sums + KEPT);
+    Code* codes = reinterpret_cast<Code*>(dots + KEPT);
+    Input* packed = reinterpret_cast<Input*>(codes + COLUMNS * PANEL);
+    const size_t cols = w.padded_cols;
     for (int t0 = begin; t0 < end; t0 += SPAN_ROWS) {
         const int t1 = std::min(t0 + SPAN_ROWS, end);
-        if constexpr (BITS == 8) widen_rows(x, t0, t1, q16);
-        for (int panel = first; panel < last; panel++) {
-            if constexpr (BITS < 8) unpack_panel<BITS>(w, panel, quads);
-            else widen_panel(w, panel, words);
-            for (int b = 0; b < x.blocks; b += step)
+        in_steps(t0, t1, [&](int t, auto rows) { pack_rows<BITS, rows>(x, t, packed + (t - t0) * cols); });
+        for (int panel = first; panel < last; panel++)
+            for (int k0 = 0; k0 < w.padded_cols; k0 += COLUMNS) {
+                const int k1 = std::min(k0 + COLUMNS, w.padded_cols);
+                unpack_columns<BITS>(w, panel, k0, k1, codes);
                 in_steps(t0, t1, [&](int t, auto rows) {
                     constexpr int R = decltype(rows)::value;
-                    const Span span{b, std::min(b + step, x.blocks), kept + (t - t0) * PANEL};
-                    if constexpr (BITS < 8) many_rows_bytes<BITS, ZEROS, R>(w, x, t, panel, quads, span, y);
-                    else many_rows_words<ZEROS, R>(w, x, t, panel, words, q16 + size_t(t - t0) * x.padded_cols, span, y);
+                    const Span span{k0, k1, sums + (t - t0) * PANEL, dots + (t - t0) * PANEL};
+                    const Input* q = packed + (t - t0) * cols;
+                    over_blocks<BITS, ZEROS, R>(w, x, t, panel, span, y, [&](int k, int stop, __m256i (*to)[2]) {
+                        add_products<BITS, R>(codes + PANEL * (k - k0), q + R * k, stop - k, to);
+                    });
                 });
-        }
+            }
     }
 }
 

@@ -54,7 +54,7 @@ void few(const Weight& w, const QInput& x, int begin, int first, int last, const
             const __m512 scale = panel_scale(w, panel, group);
             const __m512i zero = panel_zero(w, panel, group);
             for (; k < group_end; ++block) {
-                const int block_end = k + w.block < group_end ? k + w.block : group_end;
+                const int block_end = k + x.block < group_end ? k + x.block : group_end;
                 __m512i sum[rows][CHAINS];
 #pragma GCC unroll 8
                 for (int t = 0; t < rows; ++t) {
@@ -118,7 +118,7 @@ void tile(const Weight& w, const QInput& x, int begin, int panel, const uint8_t*
     for (int group = 0; group < w.groups; ++group) {
         const int group_end = k + w.group < cols ? k + w.group : cols;
         for (; k < group_end; ++block) {
-            const int block_end = k + w.block < group_end ? k + w.block : group_end;
+            const int block_end = k + x.block < group_end ? k + x.block : group_end;
             __m512i sum[panels][rows];
 #pragma GCC unroll 2
             for (int p = 0; p < panels; ++p) {

@@ -33,6 +33,7 @@ namespace zeropoint {
 
 constexpr int PANEL = 16;      // rows
 constexpr int CHUNK = 32;      // columns
+constexpr int MOST_SUMMED = 1 << 16;   // columns whose products fit into int32: 255 * 128 * 65,536 < 2^31
 constexpr int MOST_FEW = 8;    // rows of x up to which a linear is bound by memory, not by arithmetic
 
 enum class Kind : uint8_t { codes, bf16, f32 };
@@ -46,14 +47,16 @@ struct Weight {
     int padded_cols;           // a multiple of CHUNK
     int group;                 // columns per scale, a multiple of CHUNK, or padded_cols
     int groups;
-    int block;                 // columns per scale of the activation, a divisor of group and a multiple of CHUNK
+    int block;                 // columns per scale of an activation that the runtime rounds, a divisor of group
     const uint8_t* data;       // panels * panel_bytes(), aligned to 64
     const uint16_t* scale16;   // bfloat16 (panels, groups, 16) where that is exact, else null
     const float* scale32;      // float32 (panels, groups, 16), else null
     const uint8_t* zero;       // (panels, groups, 16), unsigned as the codes; null where all are 2^(bits-1)
 
     int panels() const { return (rows + PANEL - 1) / PANEL; }
-    int blocks() const { return (padded_cols + block - 1) / block; }
+    // Columns of one int32 sum where a row of the activation has one scale, as a file declares it: those of a scale of the
+    // weight, where the sum is sure to fit.
+    int declared_block() const { return group <= MOST_SUMMED ? group : block; }
     size_t panel_bytes() const {
         size_t per_column = kind == Kind::f32 ? 64 : kind == Kind::bf16 ? 32 : size_t(2) * bits;
         return per_column * padded_cols;
@@ -80,7 +83,8 @@ struct QInput {
     int8_t* q;                 // (rows, padded_cols), 0 past cols, aligned to 64
     float* scale;              // (rows, blocks)
     int32_t* sum;              // (rows, blocks): of q, for zero points
-    int padded_cols, block, blocks;
+    int padded_cols;
+    int block, blocks;         // columns per scale: a multiple of CHUNK that divides the group of the weight, or fills it
 };
 
 // Where a linear puts y (rows, stride). add: onto what is there, else over it.

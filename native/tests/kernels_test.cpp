@@ -548,7 +548,8 @@ int main() {
     constexpr int SHAPES[][3] = {// cols, group, block
                                  {32, 32, 32},  {64, 64, 64},   {128, 128, 128}, {96, 32, 32},   {160, 64, 32}, {160, 64, 64},
                                  {224, 128, 64}, {288, 128, 128}, {256, 128, 32},  {90, 0, 32},    {150, 0, 64},  {200, 0, 128},
-                                 {192, 96, 96}, {224, 96, 96},  {384, 192, 192}, {416, 192, 64}, {33, 0, 128}};
+                                 {192, 96, 96}, {224, 96, 96},  {384, 192, 192}, {416, 192, 64}, {33, 0, 128},
+                                 {96, 0, 96},   {1184, 0, 1184}, {1300, 640, 640}, {640, 0, 96}};
     int number = 0;
     for (int bits = 2; bits <= 8; ++bits)
         for (const bool zeros : {false, true})
@@ -563,6 +564,9 @@ int main() {
             for (const Values values : {Values::largest, Values::smallest, Values::opposite})
                 for (int x_rows : {1, 4, 33})
                     check_integer(tables, {bits, 48, 4096, 0, 4096, x_rows, zeros, true, false, false, values});
+    for (const bool zeros : {false, true})                             // as many columns as are sure to fit
+        for (const Values values : {Values::largest, Values::smallest})
+            check_integer(tables, {8, 16, MOST_SUMMED, 0, MOST_SUMMED, 9, zeros, true, false, false, values});
     for (int x_rows = 1; x_rows <= 70; ++x_rows)
         check_integer(tables, {4, 33, 160, 64, 64, x_rows, (x_rows & 1) != 0, true, true, true, Values::random});
 

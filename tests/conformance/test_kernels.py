@@ -87,9 +87,13 @@ def make_codes(
     return Made(weight, restored(codes, scale, middle if zero is None else zero, group))
 
 
-def run(weight: _native.Weight, x: Array, *, floats: bool = False, threads: int = 2) -> Array:
+def run(weight: _native.Weight, x: Array, *, how: str = "blocks", threads: int = 2) -> Array:
+    """The linear of x; how: its inputs are rounded, in 0.02 where the scale is fixed, or "floats"."""
     y = np.zeros((len(x), weight.rows), np.float32)
-    _native.linear(POOLS[threads], weight, x, y, floats)
+    if how == "floats":
+        _native.linear(POOLS[threads], weight, x, y, True)
+    else:
+        _native.linear(POOLS[threads], weight, x, y, kind=how, scale=0.02)
     return y
 
 
@@ -118,7 +122,7 @@ def test_integer_linears_equal_the_reference(isa: str, bits: int, zeros: bool) -
                 group,
                 tokens,
             )
-            assert close(run(made.weight, x, floats=True), x.astype(np.float64) @ made.values.T)
+            assert close(run(made.weight, x, how="floats"), x.astype(np.float64) @ made.values.T)
 
 
 def in_integers(x: Array, block: int, **how: Any) -> tuple[NDArray[np.int8], Array, NDArray[np.int32]]:
@@ -188,6 +192,35 @@ def test_declared_linears_are_the_identity_in_integers(isa: str, bits: int, zero
             assert error <= 3e-6 * max(np.abs(expected).max(), np.abs(shift).max())
 
 
+@pytest.mark.parametrize("zeros", [False, True], ids=["sym", "asym"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_declared_linears_round_each_sum_once(isa: str, bits: int, zeros: bool) -> None:
+    random = np.random.default_rng(bits)
+    for rows, cols in ((17, 576), (5, 2500)):  # more columns than the weights that AVX2 unpacks at once
+        codes = random.integers(0, 1 << bits, (rows, cols))
+        w_scale = ((random.random((rows, 1)) + 0.5) / 100).astype(np.float32)
+        w_zero = random.integers(0, 1 << bits, (rows, 1)).astype(np.uint8)
+        weight = _native.codes_weight(bits, rows, cols, cols, False, zeros)
+        weight.put_codes(POOLS[2], 0, stream_of_bits(codes, bits), w_scale, w_zero if zeros else None)
+        middle = w_zero if zeros else np.full((rows, 1), 1 << (bits - 1))
+        for tokens in (1, 8, 9, 71):
+            x = inputs(tokens, cols)
+            q, scale = token_codes(x)
+            dots = q.astype(np.int64) @ (codes - middle.astype(np.int64)).T
+            expected = dots.astype(np.float32) * (scale.astype(np.float32) * w_scale[:, 0])
+            assert np.array_equal(run(weight, x, how="token"), expected)
+
+
+def test_sums_that_int32_might_not_hold_are_cut() -> None:
+    made = make_codes(8, 1, 70_000, 70_000, zeros=True, extreme=True)
+    assert made.weight.declared_block == made.weight.block
+    x = np.ones((9, 70_000), np.float32)
+    x[1::2] = -1
+    expected = x.astype(np.float64) @ made.values.T  # 1 is 50 steps of 0.02
+    # 1,094 blocks of one sign: each addition rounds by half a unit
+    assert np.allclose(run(made.weight, x, how="fixed"), expected, rtol=1094 * 2.0**-24, atol=0)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_the_largest_codes_and_activations_do_not_saturate(isa: str, bits: int) -> None:
     made = make_codes(bits, 16, 576, 64, zeros=True, extreme=True)
@@ -206,10 +239,10 @@ def test_the_largest_codes_and_activations_do_not_saturate(isa: str, bits: int) 
     tokens=st.integers(1, 24),
     zeros=st.booleans(),
     halves=st.booleans(),
-    floats=st.booleans(),
+    how=st.sampled_from(["floats", "blocks", "token", "fixed"]),
 )
 def test_neither_isa_nor_threads_nor_other_rows_change_a_bit(
-    bits: int, rows: int, cols: int, group: int, tokens: int, zeros: bool, halves: bool, floats: bool
+    bits: int, rows: int, cols: int, group: int, tokens: int, zeros: bool, halves: bool, how: str
 ) -> None:
     made = make_codes(bits, rows, cols, group, zeros=zeros, halves=halves, seed=cols)
     x = inputs(tokens, cols)
@@ -217,8 +250,8 @@ def test_neither_isa_nor_threads_nor_other_rows_change_a_bit(
     with pytest.MonkeyPatch.context() as patch:
         for name in ISAS:
             patch.setenv("ZEROPOINT_ISA", name)
-            found += [run(made.weight, x, floats=floats, threads=threads) for threads in POOLS]
-            found.append(np.concatenate([run(made.weight, row[None], floats=floats) for row in x]))
+            found += [run(made.weight, x, how=how, threads=threads) for threads in POOLS]
+            found.append(np.concatenate([run(made.weight, row[None], how=how) for row in x]))
     assert all(np.array_equal(found[0], other) for other in found[1:])
 
 

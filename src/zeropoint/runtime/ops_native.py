@@ -250,12 +250,15 @@ class _Compiler:
     ) -> Iterator[tuple[tuple[int | None, InputParams | None], list[int]]]:
         """Yield which of the linears read the value rounded alike: in which blocks, and how their file says.
 
-        The block is None where a linear reads floats.
+        The block is None where a linear reads floats. Where the file says how, a row has one scale, and a block is as
+        long as a scale of the weight allows.
         """
         found: dict[tuple[int | None, InputParams | None], list[int]] = {}
         for i, operation in enumerate(linears):
             linear: NativeLinear = operation.detail["linear"]
-            block = None if self._floats or linear.weight.is_float else linear.weight.block
+            block = None
+            if not self._floats and not linear.weight.is_float:
+                block = linear.weight.block if linear.input is None else linear.weight.declared_block
             found.setdefault((block, None if self._floats else linear.input), []).append(i)
         yield from found.items()
 
