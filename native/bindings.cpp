@@ -178,6 +178,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("cols", [](const StoredWeight& self) { return self.view().cols; })
         .def_prop_ro("block", [](const StoredWeight& self) { return self.view().block; })
         .def_prop_ro("declared_block", [](const StoredWeight& self) { return self.view().declared_block(); })
+        .def_prop_ro("is_bf16", [](const StoredWeight& self) { return self.view().kind == Kind::bf16; })
         .def_prop_ro("is_float", [](const StoredWeight& self) { return self.view().kind != Kind::codes; })
         .def_prop_ro("bytes", &StoredWeight::bytes);
 
@@ -240,16 +241,18 @@ NB_MODULE(_native, m) {
             step.rounding.zero = zero;
             self.push(std::move(step));
         }, "quantized"_a, "out"_a, "zero"_a = 0)
-        .def("linear", [](Program& self, int a, int quantized, const nb::list& parts, bool add) {
+        .def("halve", [](Program& self, int a, int out) { self.push(step_of(K::halve, a, NONE, NONE, out)); }, "a"_a, "out"_a)
+        .def("linear", [](Program& self, int a, int quantized, const nb::list& parts, bool add, bool halves) {
             Step step = step_of(K::linear, a, quantized, NONE, NONE);
-            step.add = add;
+            step.add = add, step.halves = halves;
             for (nb::handle item : parts) {
                 const auto part = nb::cast<nb::tuple>(item);
                 Floats bias = part[1].is_none() ? nullptr : padded(nb::cast<In<float, 1>>(part[1], false));
                 step.parts.push_back({nb::cast<std::shared_ptr<StoredWeight>>(part[0]), bias, nb::cast<int>(part[2])});
+                require(!halves || step.parts.back().weight->view().kind == Kind::bf16, "bfloat16 inputs meet bfloat16 weights");
             }
             self.push(std::move(step));
-        }, "a"_a, "quantized"_a, "parts"_a, "add"_a)
+        }, "a"_a, "quantized"_a, "parts"_a, "add"_a, "halves"_a = false)
         .def("rope", [](Program& self, int a, int heads, int head_dim, int table) {
             Step step = step_of(K::rope, a, NONE, NONE, a);
             step.heads = heads, step.head_dim = head_dim, step.table = table;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "bf16.h"
 #include "cpu.h"
 
 namespace zeropoint {
@@ -113,7 +114,10 @@ void Cache::put(const Kernels& kernels, Page& page, int head, int at, const floa
 
 // ---- description -------------------------------------------------------------------------------------------------
 
-Program::Program(std::shared_ptr<Pool> pool) : pool_(std::move(pool)), kernels_(choose()), scratch_(pool_->size()) {}
+Program::Program(std::shared_ptr<Pool> pool) : Program(std::move(pool), choose()) {}
+
+Program::Program(std::shared_ptr<Pool> pool, const Kernels& kernels)
+    : pool_(std::move(pool)), kernels_(kernels), scratch_(pool_->size()) {}
 
 int Program::slot(int width) {
     slots_.push_back({width, round_up(width, CHUNK), nullptr});
@@ -221,7 +225,8 @@ void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wante
     const auto serial = [&](const Step& step) {
         if (rows > 1) return false;
         switch (step.kind) {
-            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::quantize: case Step::Kind::restore: case Step::Kind::rope: return true;
+            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::quantize: case Step::Kind::restore:
+            case Step::Kind::halve: case Step::Kind::rope: return true;
             default: return false;
         }
     };
@@ -276,6 +281,7 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
             }
             break;
         }
+        case Step::Kind::halve: execute_halve(step, first, last, multiplies_halves(end - begin)); break;
         case Step::Kind::rope: {
             const Slot& a = slots_[step.a];
             const Rope& rope = ropes_[step.table];
@@ -303,6 +309,16 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
     }
 }
 
+void Program::execute_halve(const Step& step, int first, int last, bool as_halves) {
+    const Slot &a = slots_[step.a], &out = slots_[step.out];
+    const size_t from = size_t(first) * a.stride, to = size_t(last) * a.stride;
+    uint16_t* halves = reinterpret_cast<uint16_t*>(out.data);
+    if (as_halves)
+        for (size_t i = from; i < to; i++) halves[i] = to_bf16(a.data[i]);
+    else
+        for (size_t i = from; i < to; i++) out.data[i] = from_bf16(to_bf16(a.data[i]));
+}
+
 void Program::execute_linear(const Step& step, int thread, int begin, int end) {
     int panels = 0;
     for (const Part& part : step.parts) panels += part.weight->view().panels();
@@ -316,7 +332,11 @@ void Program::execute_linear(const Step& step, int thread, int begin, int end) {
         if (first >= last) continue;
         const Slot& out = slots_[part.out];
         const Output y{out.data, size_t(out.stride), part.bias ? part.bias->data() : nullptr, step.add};
-        if (step.b == NONE) {
+        if (step.halves && multiplies_halves(end - begin)) {
+            const Slot& a = slots_[step.a];
+            const uint16_t* halves = reinterpret_cast<const uint16_t*>(a.data);
+            kernels_.linear_bf16(w, halves, a.stride, begin, end, first, last, y, scratch);
+        } else if (step.b == NONE) {
             const Slot& a = slots_[step.a];
             kernels_.linear_float(w, a.data, a.stride, begin, end, first, last, y, scratch);
         } else if (end - begin <= MOST_FEW) {

@@ -6,7 +6,9 @@
 //
 // A slot is an activation: float32 (rows, stride), rows being the tokens at hand. Its stride is a multiple of CHUNK and
 // what lies past its width is 0 (weight.h). A quantized slot is the same in integers, made by one step for all linears
-// that read it.
+// that read it. So is a slot of bfloat16 numbers: halve leaves them in two bytes each where the linears of so many tokens
+// multiply bfloat16, and in float32 elsewhere. Each input is then off by at most 2^-8 of itself, an output by at most 2^-8
+// of the sum of |w x|.
 #pragma once
 
 #include <memory>
@@ -21,6 +23,7 @@ namespace zeropoint {
 
 constexpr int NONE = -1;
 constexpr int MOST_HEAD_DIM = 512;
+constexpr int HALVES_ROWS = 16;   // rows of x from which a linear multiplies bfloat16: a tile of AMX
 
 struct Part {                  // one of the linears of a step, which all read the same input
     std::shared_ptr<const StoredWeight> weight;
@@ -29,10 +32,11 @@ struct Part {                  // one of the linears of a step, which all read t
 };
 
 struct Step {
-    enum class Kind { embed, norm, quantize, restore, linear, rope, attention, gated, add } kind;
+    enum class Kind { embed, norm, quantize, restore, halve, linear, rope, attention, gated, add } kind;
     int a = NONE, b = NONE, c = NONE, out = NONE;   // slots; `out` of quantize is a quantized slot
     InputRounding rounding;                         // quantize; restore: from a quantized slot a to floats
     bool add = false;                               // linear: onto the output slot
+    bool halves = false;                            // linear: halve has filled slot a
     std::vector<Part> parts;                        // linear; embed: the table
     std::shared_ptr<const Buffer<float>> gain;      // norm
     float eps = 0;
@@ -69,6 +73,7 @@ class Cache {
 class Program {
    public:
     explicit Program(std::shared_ptr<Pool> pool);
+    Program(std::shared_ptr<Pool> pool, const Kernels& kernels);   // kernels must outlive it
     Program(const Program&) = delete;
     Program& operator=(const Program&) = delete;
 
@@ -105,7 +110,9 @@ class Program {
     void reserve(int rows, int positions);
     void run_chunk(Cache& cache, const int32_t* tokens, int rows, int wanted, float* logits);
     void execute(const Step& step, int thread, int begin, int end, Cache& cache, const int32_t* tokens);
+    void execute_halve(const Step& step, int first, int last, bool as_halves);
     void execute_linear(const Step& step, int thread, int begin, int end);
+    bool multiplies_halves(int rows) const { return kernels_.linear_bf16 && rows >= HALVES_ROWS; }
     void execute_attention(const Step& step, int thread, int begin, int end, Cache& cache);
 
     std::shared_ptr<Pool> pool_;

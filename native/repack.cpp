@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "bf16.h"
 #include "planes.h"
 
 namespace zeropoint {
@@ -15,13 +16,6 @@ int block_for(int group, int padded_cols) {
     for (int block : {128, 96, 64})
         if (group % block == 0 && (block == group || block <= 64)) return block;
     return CHUNK;
-}
-
-float from_bf16(uint16_t v) {
-    const uint32_t bits = uint32_t(v) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
 }
 
 template <class F>

@@ -16,6 +16,7 @@
 #define ZEROPOINT_EMULATED
 #include "cpu.h"
 #include "kernels.h"
+#include "program.h"
 #include "tiles.h"
 
 namespace zeropoint {
@@ -270,6 +271,83 @@ void check_bf16(const std::vector<Table>& tables, int rows, int cols, int x_rows
             }
         expect(wrong == 0, table.name + " linear_bf16: " + std::to_string(wrong) + " wrong; " + std::to_string(rows) +
                                " x " + std::to_string(cols) + ", " + std::to_string(x_rows) + " rows of x");
+    }
+}
+
+int halves_calls = 0;
+void (*halves_kernel)(const Weight&, const uint16_t*, size_t, int, int, int, int, const Output&, uint8_t*);
+
+// The logits of one linear of bfloat16 weights, whose inputs a program has rounded to bfloat16, over `count` tokens.
+std::vector<float> run_halves(const Kernels& kernels, int threads, int rows, int cols, int count,
+                              const std::vector<float>& table_values, const std::vector<uint16_t>& weight_values) {
+    auto pool = std::make_shared<Pool>(threads);
+    auto table = std::make_shared<StoredWeight>(Kind::f32, 0, count, cols, cols, false, false);
+    auto weight = std::make_shared<StoredWeight>(Kind::bf16, 0, rows, cols, cols, false, false);
+    table->put_f32(*pool, 0, count, table_values.data());
+    weight->put_bf16(*pool, 0, rows, weight_values.data());
+    Program program(pool, kernels);
+    const int x = program.slot(cols), rounded = program.slot(cols), y = program.slot(rows);
+    const auto step = [](Step::Kind kind, int a, int out) {
+        Step made;
+        made.kind = kind, made.a = a, made.out = out;
+        return made;
+    };
+    Step embed = step(Step::Kind::embed, NONE, x), linear = step(Step::Kind::linear, rounded, NONE);
+    embed.parts.push_back({table, nullptr, x});
+    linear.parts.push_back({weight, nullptr, y});
+    linear.halves = true;
+    program.push(embed);
+    program.push(step(Step::Kind::halve, x, rounded));
+    program.push(linear);
+    program.set_result(y);
+    std::vector<int32_t> tokens(count);
+    for (int t = 0; t < count; ++t) tokens[t] = t;
+    Cache cache(0, 1, 16, CacheType::f32);
+    std::vector<float> logits(size_t(count) * round_up(rows, CHUNK));
+    program.begin_head();
+    program.run(cache, tokens.data(), count, count, logits.data());
+    return logits;
+}
+
+// A program multiplies bfloat16 as such from a tile of rows on, where the kernels can, and the same numbers elsewhere.
+void check_halves() {
+    Kernels counting = emulated_amx_kernels();
+    halves_kernel = counting.linear_bf16;
+    counting.linear_bf16 = [](const Weight& w, const uint16_t* x, size_t stride, int begin, int end, int first, int last,
+                              const Output& y, uint8_t* scratch) {
+        ++halves_calls;
+        halves_kernel(w, x, stride, begin, end, first, last, y, scratch);
+    };
+    const int rows = 40, cols = 90, stride = round_up(rows, CHUNK);
+    for (int count : {1, HALVES_ROWS - 1, HALVES_ROWS, 33, 70}) {
+        std::vector<float> x(size_t(count) * cols);
+        std::vector<uint16_t> weight(size_t(rows) * cols);
+        for (float& value : x) value = random_float(-1, 1);
+        for (uint16_t& value : weight) value = to_bf16(random_float(-1, 1));
+        const std::string what = "halves, " + std::to_string(count) + " rows: ";
+        const auto run = [&](const Kernels& kernels, int threads) {
+            return run_halves(kernels, threads, rows, cols, count, x, weight);
+        };
+        halves_calls = 0;
+        const std::vector<float> tiles = run(counting, 1), plain = run(portable_kernels(), 1);
+        expect((halves_calls > 0) == (count >= HALVES_ROWS), what + std::to_string(halves_calls) + " calls of linear_bf16");
+        expect(run(emulated_amx_kernels(), 3) == tiles, what + "threads change bits");
+        if (count < HALVES_ROWS) expect(tiles == plain, what + "differ from portable");
+        size_t wrong = 0, rounding = 0;
+        for (int t = 0; t < count; ++t)
+            for (int r = 0; r < rows; ++r) {
+                double exact = 0, size = 0, unrounded = 0;
+                for (int k = 0; k < cols; ++k) {
+                    const double w = from_bf16(weight[size_t(r) * cols + k]), value = x[size_t(t) * cols + k];
+                    const double product = w * from_bf16(to_bf16(static_cast<float>(value)));
+                    exact += product, size += std::fabs(product), unrounded += w * value;
+                }
+                const double bound = (cols + 2) * 0x1p-24 * size;
+                for (const auto& found : {tiles, plain}) wrong += !(std::fabs(found[size_t(t) * stride + r] - exact) <= bound);
+                rounding += std::fabs(unrounded - exact) > bound;
+            }
+        expect(wrong == 0, what + std::to_string(wrong) + " wrong");
+        expect(rounding > 0, what + "the inputs are not rounded");
     }
 }
 
@@ -572,6 +650,8 @@ int main() {
 
     for (int x_rows = 1; x_rows <= 70; ++x_rows)
         check_bf16(tables, 1 + (x_rows * 7) % 60, random_int(1, 400), x_rows, x_rows % 2, x_rows % 3 == 0);
+
+    check_halves();
 
     for (const Table& table : tables) check_floats(table);
     for (const CacheType type : {CacheType::f16, CacheType::f32, CacheType::i8})

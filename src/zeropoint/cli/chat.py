@@ -11,6 +11,7 @@ import click
 from zeropoint.cli import console
 from zeropoint.cli.options import example, native_options, runtime_option, sampling_options, threads_option
 from zeropoint.errors import InputError
+from zeropoint.runtime.choices import Activations
 
 
 @click.command(
@@ -35,7 +36,7 @@ def command(
     seed: int,
     runtime: Literal["native", "torch"],
     embeddings: Literal["stored", "int8"] | None,
-    activations: Literal["int8", "float"],
+    activations: Activations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
 ) -> None:

@@ -18,6 +18,7 @@ from zeropoint.cli.options import (
     text_option,
     threads_option,
 )
+from zeropoint.runtime.choices import Activations
 
 
 @click.command(
@@ -68,7 +69,7 @@ def command(
     fail_on: tuple[str, ...],
     runtime: Literal["native", "torch"],
     embeddings: Literal["stored", "int8"] | None,
-    activations: Literal["int8", "float"],
+    activations: Activations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,

@@ -18,6 +18,7 @@ from zeropoint.cli.options import (
     sampling_options,
     threads_option,
 )
+from zeropoint.runtime.choices import Activations
 
 
 @click.command(
@@ -47,7 +48,7 @@ def command(
     chat: bool,
     runtime: Literal["native", "torch"],
     embeddings: Literal["stored", "int8"] | None,
-    activations: Literal["int8", "float"],
+    activations: Activations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,

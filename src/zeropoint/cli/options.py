@@ -133,10 +133,10 @@ def native_options(command: Command) -> Command:
     )
     activations = click.option(
         "--activations",
-        type=click.Choice(["int8", "float"]),
+        type=click.Choice(["int8", "bfloat16", "float"]),
         default="int8",
         show_default=True,
-        help="Round what quantized linears read to 8 bits, or do not.",
+        help="Round what quantized linears read to 8 bits; or what bfloat16 linears read to bfloat16; or neither.",
     )
     embeddings = click.option(
         "--embeddings",

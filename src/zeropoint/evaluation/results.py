@@ -223,8 +223,9 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     would decide, in all; None when the verdict is given, or when nothing can be said.
     kl_p99: 99 % of the tokens have a smaller KL. top1_agreement: share of tokens with the same likeliest successor.
     runtime: what ran both models: "native" and the instruction set, or "torch". activations: "int8" if the quantized
-    model rounded the inputs of its linears too, else "float". activations_kl: what that alone costs, the mean KL from
-    the same model with float inputs, in nats per token, on the first windows; None where they are not rounded.
+    model rounded the inputs of its integer linears too, "bfloat16" if those of its bfloat16 ones, else "float".
+    activations_kl: what "int8" alone costs, the mean KL from the same model with float inputs, in nats per token, on
+    the first windows; None where it is not that.
     embeddings, kv_cache: what the quantized model was run with; the reference has its own embedding and float32.
     fallbacks: what was done otherwise than asked, a sentence each.
     """
@@ -249,7 +250,7 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     top1_agreement: float
     top1_interval95: Interval95 | None
     runtime: str
-    activations: Literal["int8", "float"]
+    activations: Literal["int8", "bfloat16", "float"]
     activations_kl: float | None
     embeddings: str = "stored"
     kv_cache: str = "float16"

@@ -34,8 +34,8 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Windows, judging_windows, require_readable
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
+from zeropoint.runtime.choices import Activations as RunActivations
 from zeropoint.runtime.choices import CacheDtype, require_possible
-from zeropoint.runtime.native_runner import Activations as RunActivations
 from zeropoint.runtime.native_runner import NativeRunner, NativeSession
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.torch_runner import exact_unless_asked
@@ -110,7 +110,7 @@ def evaluate(
         run = _run_native(reference_runner, quantized, windows, activations, report)
     else:
         cached = kv_cache or exact_unless_asked(judged)
-        run = _Run(_scores(original, judged, windows, cached, report), "torch", None, "stored", cached)
+        run = _Run(_scores(original, judged, windows, cached, report), "torch", "float", None, "stored", cached)
     scores = run.scores
     count = len(windows.tokens)
     kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
@@ -142,7 +142,7 @@ def evaluate(
         top1_agreement=agreement.mean,
         top1_interval95=agreement.clipped(0, 1),
         runtime=run.runtime,
-        activations="float" if run.activations_kl is None else "int8",
+        activations=run.activations,
         activations_kl=run.activations_kl,
         embeddings=run.embeddings,
         kv_cache=run.kv_cache,
@@ -169,6 +169,7 @@ class _Run:
 
     scores: TokenScores
     runtime: str
+    activations: RunActivations
     activations_kl: float | None
     embeddings: str
     kv_cache: str
@@ -201,7 +202,8 @@ def _run_native(
         report(Progress("evaluate", index + 1, len(windows.tokens)))
     cost = float(TokenScores.join(of_rounding).kl.double().mean()) if of_rounding else None
     runtime = f"native, {quantized.isa}"
-    return _Run(TokenScores.join(scores), runtime, cost, quantized.embeddings, quantized.kv_cache)
+    rounded = "float" if activations == "int8" and not rounds else activations
+    return _Run(TokenScores.join(scores), runtime, rounded, cost, quantized.embeddings, quantized.kv_cache)
 
 
 def _logits(session: NativeSession, tokens: np.ndarray[Any, Any]) -> Tensor:

@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import zeropoint
 from zeropoint.errors import InputError
@@ -37,7 +36,7 @@ from zeropoint.evaluation.speed_process import (
 )
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime import _native
-from zeropoint.runtime.choices import CacheDtype
+from zeropoint.runtime.choices import Activations, CacheDtype
 from zeropoint.types import Embeddings
 
 STREAM_BYTES = 512 << 20
@@ -56,7 +55,7 @@ def bench(
     runs: int = 5,
     threads: int | None = None,
     embeddings: Embeddings | None = None,
-    activations: Literal["int8", "float"] = "int8",
+    activations: Activations = "int8",
     kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,
 ) -> Bench:
@@ -123,7 +122,7 @@ def measure_speeds(
     runs: int,
     threads: int | None = None,
     embeddings: Embeddings | None = None,
-    activations: Literal["int8", "float"] = "int8",
+    activations: Activations = "int8",
     kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,
 ) -> Speeds:

@@ -23,13 +23,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from zeropoint import errors
 from zeropoint.errors import InputError, ProcessError, ZeropointError
-from zeropoint.runtime.choices import CacheDtype
+from zeropoint.runtime.choices import Activations, CacheDtype
 from zeropoint.types import Embeddings
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Model(Message, frozen=True, kw_only=True):
     path: str
     threads: int
     embeddings: Embeddings | None
-    activations: Literal["int8", "float"]
+    activations: Activations
     kv_cache: CacheDtype | None = None
     positions: int
 

@@ -14,7 +14,7 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.models.parts import Config
-from zeropoint.runtime.choices import CacheDtype, require_possible
+from zeropoint.runtime.choices import Activations, CacheDtype, require_possible
 from zeropoint.runtime.decode import Pieces, tokens_after
 from zeropoint.runtime.runner import Runner, Session
 from zeropoint.runtime.sampler import Sampler
@@ -27,7 +27,7 @@ def load(
     *,
     runtime: Literal["native", "torch"] = "native",
     threads: int | None = None,
-    activations: Literal["int8", "float"] = "int8",
+    activations: Activations = "int8",
     embeddings: Embeddings | None = None,
     kv_cache: CacheDtype | None = None,
 ) -> LanguageModel:
@@ -36,7 +36,8 @@ def load(
     runtime: "native" computes with the integers and imports no torch; "torch" with the float32 they stand for.
     threads: to compute with; None is all cores. kv_cache: the dtype of keys and values, "float16", "float32" or "int8";
     None is what the checkpoint's recipe says, or else float16, and float32 in torch. The rest is of the native runtime:
-    activations, whether the inputs of the quantized linears are rounded to 8 bits too; embeddings, whether embedding
+    activations, whether the inputs of the quantized linears are rounded to 8 bits, "int8", or those of bfloat16 linears
+    to bfloat16, "bfloat16", or none, "float"; embeddings, whether embedding
     and head are kept as they are stored, None being what the recipe says.
     Raises: CheckpointError or ArchitectureError if it is none that can be read; InputError for another runtime.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
 from zeropoint.runtime import _native
-from zeropoint.runtime.choices import CacheDtype, Choices
+from zeropoint.runtime.choices import Activations, CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Embeddings, PackedWeight
 
 SLAB_BYTES = 8 << 20
 """Of a float weight, read and put into panels at once."""
-
-Activations = Literal["int8", "float"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +32,9 @@ class NativeRunner:
     """Runs a checkpoint with the kernels of this machine; see `zeropoint.runtime.runner.Runner`.
 
     activations: "int8" rounds what linears with integer weights read, as the file says or else in blocks of columns;
-        "float" does not, whatever the file says.
+        "float" does not, whatever the file says. "bfloat16" does not either, and rounds what linears with bfloat16
+        weights read to bfloat16, as models in bfloat16 are run elsewhere: with AMX those are then multiplied as such,
+        16 tokens or more at a time. Without AMX, or for fewer tokens, the same numbers are multiplied as float32.
     embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values;
     int8 has a scale for each head and token. None is what the checkpoint asks for, see `zeropoint.runtime.choices`.
     Raises: CheckpointError if it asks for what there is not; InputError for such an argument, for threads below 1, or
@@ -113,9 +113,9 @@ class NativeRunner:
         return other
 
     def _compile(self, activations: Activations) -> _native.Program:
-        if activations not in ("int8", "float"):
-            raise InputError(f"activations is {activations!r}; it must be 'int8' or 'float'")
-        return compile_program(self._operations, head=self._head, pool=self._pool, floats=activations == "float")
+        if activations not in get_args(Activations):
+            raise InputError(f"activations is {activations!r}; it must be 'int8', 'bfloat16' or 'float'")
+        return compile_program(self._operations, head=self._head, pool=self._pool, activations=activations)
 
     def _linear_weights(self) -> Iterator[_native.Weight]:
         return (operation.detail["weight"] for operation in self._operations if operation.kind == "linear")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.runtime import _native
+from zeropoint.runtime.choices import Activations
 from zeropoint.types import InputParams
 
 Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add"]
@@ -58,6 +59,21 @@ class NativeLinear:
     weight: _native.Weight
     input: InputParams | None = None
     shift: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a linear reads its input: as it is, where nothing is set.
+
+    block: in integers with a scale for so many columns. A row that is rounded as its file says has one scale, and the
+        block is then as long as the scales of the weight allow.
+    rounding: how the file says; without a block the integers are turned back into floats.
+    halves: as bfloat16 numbers.
+    """
+
+    block: int | None = None
+    rounding: InputParams | None = None
+    halves: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,21 +138,26 @@ class NativeOps:
         return out
 
 
-def compile_program(operations: Sequence[Operation], *, head: int, pool: _native.Pool, floats: bool) -> _native.Program:
+def compile_program(
+    operations: Sequence[Operation], *, head: int, pool: _native.Pool, activations: Activations
+) -> _native.Program:
     """Return the program that computes the last operation's value.
 
-    head: index of the first operation that is only needed where logits are wanted. floats: the inputs of linears with
-    integer weights stay float32; otherwise they are rounded as their file says, or else to int8 in blocks of columns.
+    head: index of the first operation that is only needed where logits are wanted. activations: "int8", the inputs of
+    linears with integer weights are rounded as their file says, or else to int8 in blocks of columns; "bfloat16", those
+    of linears with bfloat16 weights are rounded to bfloat16; "float", none is. What is not rounded stays float32.
     """
-    return _Compiler(operations, head, pool, floats=floats).program
+    return _Compiler(operations, head, pool, activations).program
 
 
 class _Compiler:
     """Emits the steps of a program, one operation or several at a time."""
 
-    def __init__(self, operations: Sequence[Operation], head: int, pool: _native.Pool, *, floats: bool) -> None:
+    def __init__(
+        self, operations: Sequence[Operation], head: int, pool: _native.Pool, activations: Activations
+    ) -> None:
         self._operations = operations
-        self._floats = floats
+        self._activations = activations
         self._last_use = {value.index: i for i, operation in enumerate(operations) for value in operation.inputs}
         self._slots: dict[int, int] = {}  # of a value that lives
         self._free: dict[int, list[int]] = {}  # slots by width
@@ -207,15 +228,10 @@ class _Compiler:
             targets = [self._slots[add.out.index]]
         else:
             targets = [self._new(linear.out) for linear in linears]
-        for (block, rounding), members in self._by_input(linears):
-            quantized = -1 if block is None else self._rounded(x, block, rounding)
-            parts = [
-                (linears[i].detail["weight"], _bias(linears[i], shifted=quantized >= 0), targets[i]) for i in members
-            ]
-            if block is None and rounding is not None:
-                self._emit_restored(x, rounding, parts, add=add is not None)
-            else:
-                self.program.linear(self._slots[x.index], quantized, parts, add is not None)
+        for reading, members in self._by_input(linears):
+            shifted = reading.block is not None
+            parts = [(linears[i].detail["weight"], _bias(linears[i], shifted=shifted), targets[i]) for i in members]
+            self._emit_reading(x, reading, parts, add=add is not None)
         last = end if add is None else end + 1
         for index in range(at, last):
             self._release(index, self._operations[index])
@@ -234,33 +250,41 @@ class _Compiler:
         dies = all(self._last_use[value.index] == at for value in add.inputs)
         return add if len(others) == 1 and dies else None
 
-    def _emit_restored(
-        self, x: Value, rounding: InputParams, parts: list[tuple[_native.Weight, Any, int]], *, add: bool
+    def _emit_reading(
+        self, x: Value, reading: Reading, parts: list[tuple[_native.Weight, Any, int]], *, add: bool
     ) -> None:
-        """Emit linears that are held as floats and whose input is rounded all the same: to integers and back."""
+        """Emit linears that read x alike."""
+        source = self._slots[x.index]
+        if reading.block is not None:
+            self.program.linear(source, self._rounded(x, reading.block, reading.rounding), parts, add)
+            return
+        if reading.rounding is None and not reading.halves:
+            self.program.linear(source, -1, parts, add)
+            return
         free = self._free.get(x.width)
         slot = free.pop() if free else self.program.slot(x.width)
-        quantized = self._rounded(x, -(-x.width // _native.CHUNK) * _native.CHUNK, rounding)
-        self.program.restore(quantized, slot, rounding.zero_point)
-        self.program.linear(slot, -1, parts, add)
+        if reading.rounding is None:
+            self.program.halve(source, slot)
+        else:  # of weights that are held as floats: to integers and back
+            quantized = self._rounded(x, -(-x.width // _native.CHUNK) * _native.CHUNK, reading.rounding)
+            self.program.restore(quantized, slot, reading.rounding.zero_point)
+        self.program.linear(slot, -1, parts, add, reading.halves)
         self._free.setdefault(x.width, []).append(slot)
 
-    def _by_input(
-        self, linears: Sequence[Operation]
-    ) -> Iterator[tuple[tuple[int | None, InputParams | None], list[int]]]:
-        """Yield which of the linears read the value rounded alike: in which blocks, and how their file says.
-
-        The block is None where a linear reads floats. Where the file says how, a row has one scale, and a block is as
-        long as a scale of the weight allows.
-        """
-        found: dict[tuple[int | None, InputParams | None], list[int]] = {}
+    def _by_input(self, linears: Sequence[Operation]) -> Iterator[tuple[Reading, list[int]]]:
+        """Yield which of the linears read the value alike."""
+        found: dict[Reading, list[int]] = {}
         for i, operation in enumerate(linears):
-            linear: NativeLinear = operation.detail["linear"]
-            block = None
-            if not self._floats and not linear.weight.is_float:
-                block = linear.weight.block if linear.input is None else linear.weight.declared_block
-            found.setdefault((block, None if self._floats else linear.input), []).append(i)
+            found.setdefault(self._reading(operation.detail["linear"]), []).append(i)
         yield from found.items()
+
+    def _reading(self, linear: NativeLinear) -> Reading:
+        weight = linear.weight
+        if self._activations != "int8":
+            return Reading(halves=self._activations == "bfloat16" and weight.is_bf16)
+        if weight.is_float:
+            return Reading(rounding=linear.input)
+        return Reading(weight.block if linear.input is None else weight.declared_block, linear.input)
 
     def _rounded(self, x: Value, block: int, rounding: InputParams | None) -> int:
         """Return the quantized slot that holds x, after a step that fills it if it holds something else."""

@@ -32,6 +32,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def bf16_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("native") / "bf16", dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, quantized to 4 bits."""
     return quantized(tmp_path_factory.mktemp("native") / "quantized", "w4a16")
@@ -134,6 +139,20 @@ def test_activations_can_be_switched_over_the_same_weights(small: Path, model: P
     expected = runner(small, activations="float").logits(LONG[:40])
     assert np.array_equal(exact.logits(LONG[:40]), expected)
     assert not np.array_equal(rounds.logits(LONG[:40]), expected)
+
+
+def test_bfloat16_activations_are_rounded_where_the_weights_are_bfloat16(
+    bf16_model: Path, model: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tokens in (LONG[:5], LONG[:40]):
+        exact = runner(bf16_model).logits(tokens)
+        assert np.array_equal(runner(bf16_model, activations="float").logits(tokens), exact)
+        rounded = runner(bf16_model, activations="bfloat16").logits(tokens)
+        # 2^-8 of each input: some tenths of a percent of the logits
+        assert 0 < np.abs(rounded - exact).max() <= 0.05 * np.abs(exact).max()
+        for other in (model, small):  # float32 weights; integers
+            found = runner(other, activations="bfloat16").logits(tokens)
+            assert np.array_equal(found, runner(other, activations="float").logits(tokens))
 
 
 @pytest.mark.parametrize(
