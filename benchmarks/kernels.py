@@ -30,8 +30,9 @@ COLD_BYTES = 384 << 20
 STREAM_BYTES = 512 << 20
 ROWS, SIZE, MATRICES = 512, 4096, 4
 
-Kind = Literal["4 bits g64", "8 bits", "bf16", "fp32"]
-KINDS: tuple[Kind, ...] = ("4 bits g64", "8 bits", "bf16", "fp32")
+Kind = Literal["4 bits g64", "8 bits", "w8a8", "bf16", "fp32"]
+KINDS: tuple[Kind, ...] = ("4 bits g64", "8 bits", "w8a8", "bf16", "fp32")
+"""w8a8 is 8 bits whose inputs have a scale for each row, as files declare them; otherwise each block has one."""
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def measure_vector(pool: Any, kind: Kind, size: int, rounds: int) -> dict[str, A
     weights = [make_weight(pool, kind, size)]
     while sum(weight.bytes for weight in weights) < COLD_BYTES:
         weights.append(make_weight(pool, kind, size))
-    run, size_bytes = program_of(pool, weights, rows=1), sum(weight.bytes for weight in weights)
+    run, size_bytes = program_of(pool, weights, kind, rows=1), sum(weight.bytes for weight in weights)
     rates = {
         "stream": lambda: pool.stream(STREAM_BYTES, 3),
         "kernel": lambda: size_bytes / fastest(run, tries=3),
@@ -98,12 +99,12 @@ def vector_row(row: dict[str, Any]) -> str:
 def measure_matrices(pool: Any, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each kind, with the peer that it is compared with."""
     operations = 2.0 * ROWS * SIZE * SIZE
-    ours = {f"our {kind}": program_of(pool, make_several(pool, kind), rows=ROWS) for kind in KINDS}
+    ours = {f"our {kind}": program_of(pool, make_several(pool, kind), kind, rows=ROWS) for kind in KINDS}
     calls = ours | without_slow(torch_calls())
     rates = {name: lambda call=call: operations * MATRICES / fastest(call, tries=2) for name, call in calls.items()}
     runs = in_turns(rates, rounds)
     int8 = max((name for name in runs if name.startswith("torch int8")), key=lambda name: runs[name].median)
-    against = {"8 bits": int8, "bf16": "torch bf16", "fp32": "torch fp32", "4 bits g64": "our 8 bits"}
+    against = {"8 bits": int8, "w8a8": int8, "bf16": "torch bf16", "fp32": "torch fp32", "4 bits g64": "our 8 bits"}
     rows = [compared(runs, f"our {kind}", against[kind]) for kind in KINDS]
     return rows + [{"kind": name, "operations_per_s": runs[name].median} for name in runs if name.startswith("torch")]
 
@@ -215,7 +216,7 @@ def make_weight(pool: Any, kind: Kind, size: int) -> Any:
     return weight
 
 
-def program_of(pool: Any, weights: list[Any], *, rows: int) -> Callable[[], object]:
+def program_of(pool: Any, weights: list[Any], kind: Kind, *, rows: int) -> Callable[[], object]:
     """Return what runs `rows` rows through every weight: each reads the same input, rounded once if it has codes."""
     size = weights[0].cols
     table = _native.float_weight(False, _native.PANEL, size)
@@ -226,8 +227,9 @@ def program_of(pool: Any, weights: list[Any], *, rows: int) -> Callable[[], obje
     program.embed(table, x)
     quantized = -1
     if not weights[0].is_float:
-        quantized = program.quantized(size, weights[0].block)
-        program.quantize(x, quantized)
+        declared = kind == "w8a8"
+        quantized = program.quantized(size, weights[0].declared_block if declared else weights[0].block)
+        program.quantize(x, quantized, "token" if declared else "blocks")
     for weight in weights:
         program.linear(x, quantized, [(weight, None, y)], False)
     program.begin_head()
