@@ -24,8 +24,11 @@ SMALL = ["calibration.samples=4", "calibration.length=32"]
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "weights": ("w3a16", ["weights.group_size=32", "rounding=rtn", "range=minmax"]),
     "gptq": ("w3a16", ["weights.group_size=32"]),
-    "static inputs": ("w8a8_static", ["activation_range=percentile", "activation_range.percent=95.0"]),
-    "dynamic inputs": ("w4a8", ["weights.group_size=32", "rounding=rtn", "range=minmax"]),
+    "static inputs": (
+        "w8a8_static",
+        ["transforms=[]", "static_error_limit=none", "activation_range=percentile", "activation_range.percent=95.0"],
+    ),
+    "dynamic inputs": ("w4a8", ["transforms=[]", "weights.group_size=32", "rounding=rtn", "range=minmax"]),
     "smoothed": ("w8a8_static", ["transforms=[{method = 'smoothquant', strength = 0.5}]"]),
 }
 

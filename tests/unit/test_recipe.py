@@ -67,7 +67,9 @@ def test_the_presets_are_those_promised() -> None:
     dynamic, static = InputScheme(8, dynamic=True, symmetric=True), InputScheme(8, dynamic=False, symmetric=False)
     measured = LayerPlan(Scheme(8, True, "channel", None), Choice("mse"), Choice("gptq"))
     assert load_recipe("w8a8").plan() == replace(measured, activations=dynamic)
-    assert load_recipe("w8a8_static").plan() == replace(measured, activations=static, activation_range=Choice("auto"))
+    assert load_recipe("w8a8_static").plan() == replace(
+        measured, activations=static, activation_range=Choice("auto"), static_error_limit=0.01
+    )
     assert load_recipe("w4a8").plan() == replace(load_recipe("w4a16").plan(), activations=dynamic)
     for name in ("w8a8", "w8a8_static", "w4a8"):
         assert load_recipe(name).transforms == (Choice("smoothquant"),)

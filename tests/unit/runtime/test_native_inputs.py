@@ -37,8 +37,8 @@ SAME = 0.8
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "w8a8": ("w8a8", []),
     "w8a8 asymmetric weights": ("w8a8", ["weights.symmetric=false", "weights.granularity=tensor"]),
-    "w8a8_static": ("w8a8_static", []),
-    "w8a8_static symmetric": ("w8a8_static", ["activations.symmetric=true"]),
+    "w8a8_static": ("w8a8_static", ["static_error_limit=none"]),
+    "w8a8_static symmetric": ("w8a8_static", ["activations.symmetric=true", "static_error_limit=none"]),
     "w8a8 in part static": ("w8a8_static", ["static_error_limit=1e-4"]),
     "w4a8": ("w4a8", ["weights.group_size=32"]),
     "w4a8 static": ("w4a8", ["weights.group_size=32", "activations.dynamic=false", "activations.symmetric=false"]),
@@ -50,6 +50,7 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "layers of one stage that differ": (
         "w8a8_static",
         [
+            "static_error_limit=none",
             "rules.0.layers=*.v_proj",
             "rules.0.activations.dynamic=true",
             "rules.1.layers=*.k_proj",
