@@ -231,6 +231,15 @@ NB_MODULE(_native, m) {
             step.gain = padded(gain), step.eps = eps;
             self.push(std::move(step));
         }, "a"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
+        .def("take", [](Program& self, int a, const In<int32_t, 1>& columns, int taken, int others) {
+            Step step = step_of(K::take, a, taken, NONE, others);
+            step.columns.assign(columns.data(), columns.data() + columns.size());
+            for (const int column : step.columns)
+                require(column >= 0 && column < self.width(a), "a column outside the slot it is taken from");
+            require(self.width(taken) == int(columns.size()) && self.width(others) == self.width(a),
+                    "columns are taken to a slot of their number, the others to one as wide as it was");
+            self.push(std::move(step));
+        }, "a"_a, "columns"_a.noconvert(), "taken"_a, "others"_a)
         .def("quantize", [](Program& self, int a, int out, const std::string& kind, float scale, int zero) {
             Step step = step_of(K::quantize, a, NONE, NONE, out);
             step.rounding = rounding_of(kind, scale, zero);

@@ -225,8 +225,8 @@ void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wante
     const auto serial = [&](const Step& step) {
         if (rows > 1) return false;
         switch (step.kind) {
-            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::quantize: case Step::Kind::restore:
-            case Step::Kind::halve: case Step::Kind::rope: return true;
+            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::take: case Step::Kind::quantize:
+            case Step::Kind::restore: case Step::Kind::halve: case Step::Kind::rope: return true;
             default: return false;
         }
     };
@@ -263,6 +263,16 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
             for (int t = first; t < last; t++)
                 kernels_.rms_norm(a.data + size_t(t) * a.stride, step.gain->data(), step.eps, a.width,
                                   out.data + size_t(t) * out.stride);
+            break;
+        }
+        case Step::Kind::take: {
+            const Slot &a = slots_[step.a], &taken = slots_[step.b], &others = slots_[step.out];
+            for (int t = first; t < last; t++) {
+                const float* x = a.data + size_t(t) * a.stride;
+                float *to = taken.data + size_t(t) * taken.stride, *rest = others.data + size_t(t) * others.stride;
+                std::memcpy(rest, x, a.width * 4);
+                for (const int column : step.columns) *to++ = x[column], rest[column] = 0;
+            }
             break;
         }
         case Step::Kind::quantize: {

@@ -32,7 +32,7 @@ struct Part {                  // one of the linears of a step, which all read t
 };
 
 struct Step {
-    enum class Kind { embed, norm, quantize, restore, halve, linear, rope, attention, gated, add } kind;
+    enum class Kind { embed, norm, take, quantize, restore, halve, linear, rope, attention, gated, add } kind;
     int a = NONE, b = NONE, c = NONE, out = NONE;   // slots; `out` of quantize is a quantized slot
     InputRounding rounding;                         // quantize; restore: from a quantized slot a to floats
     bool add = false;                               // linear: onto the output slot
@@ -40,6 +40,7 @@ struct Step {
     std::vector<Part> parts;                        // linear; embed: the table
     std::shared_ptr<const Buffer<float>> gain;      // norm
     float eps = 0;
+    std::vector<int> columns;                       // take: these columns of a go to b, the others with 0 for them to out
     int heads = 0, kv_heads = 0, head_dim = 0;      // rope, attention
     int table = NONE;                               // rope: which frequencies
     int layer = NONE;                               // attention: which part of the cache
@@ -79,6 +80,7 @@ class Program {
 
     // Describing, in the order of the steps.
     int slot(int width);
+    int width(int slot) const { return slots_.at(slot).width; }
     int quantized(int width, int block);
     int rope_table(const float* frequencies, int count);
     void push(Step step);

@@ -63,6 +63,7 @@ def _header_rows(weights: Weights) -> Iterator[TensorRow]:
         scheme = weights.schemes.get(name) if full.endswith(".weight") else None
         if scheme is not None:
             stored = [info for tensor, info in tensors.items() if tensor.rpartition(".")[0] == name]
+            outliers = tensors.get(f"{name}.outlier_columns")
             yield TensorRow(
                 name=name,
                 kind=name.rpartition(".")[2],
@@ -70,6 +71,7 @@ def _header_rows(weights: Weights) -> Iterator[TensorRow]:
                 shape=linear_shape(name, tensors, scheme),
                 stored=scheme.label(),
                 size_bytes=sum(info.size_bytes for info in stored),
+                outlier_columns=None if outliers is None else outliers.shape[0],
             )
             continue
         info = tensors[full]

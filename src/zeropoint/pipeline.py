@@ -12,6 +12,7 @@ What is judged later is the written file, never anything in here.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,8 +51,8 @@ from zeropoint.observe.data import Batches, bundled_text, calibration_batches, r
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.progress import Progress, ProgressCallback
-from zeropoint.qparams import static_or_dynamic
-from zeropoint.qparams.affine import dequantize
+from zeropoint.qparams import outliers, static_or_dynamic
+from zeropoint.qparams.affine import restore
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.static_or_dynamic import ChosenInput, choose_static
 from zeropoint.qparams.statistics import of_type
@@ -59,13 +60,14 @@ from zeropoint.recipe import LayerPlan, Recipe, load_recipe, resolve
 from zeropoint.refine import bias_correction
 from zeropoint.refine.bias_correction import corrected_bias, rounded_means
 from zeropoint.rounding.ladder import Rounded, round_weight
+from zeropoint.rounding.objective import relative_output_error
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
-from zeropoint.types import ChannelMean, InputParams, InputScheme, Scheme, Stats
+from zeropoint.types import ChannelMean, InputParams, InputScheme, Scheme, SecondMoment, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
 """Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
@@ -74,6 +76,8 @@ SLAB_VALUES = 1 << 21
 """Values of a tensor in a block type that are in float32 at once, where it is copied to the output."""
 
 Plans = Mapping[str, LayerPlan | None]
+
+_log = logging.getLogger(__name__)
 
 
 def quantize(
@@ -101,6 +105,9 @@ def quantize(
     recipe.check()
     weights = Weights(open_checkpoint(model))
     plans, file_format = _planned(weights, recipe)
+    note: str | None = file_format.note(_inputs(plans))
+    if note is not None:
+        _log.warning("%s", note)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if recipe.transforms or _needs(plans.values()) else None
     rows: list[LayerRow] = []
@@ -135,6 +142,7 @@ def quantize(
             layers=tuple(rows),
             transforms=tuple(transformed),
             skipped=weights.skipped(),
+            format_note=note,
             size=size_of(written),
             source_bytes=size_of(weights).total_bytes,
             elapsed_s=time.perf_counter() - started_s,
@@ -300,7 +308,7 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps) 
     stats = observe(visit, _needs(stage_plans.values()))
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
 
-    inputs = _stage_inputs(prefix, source, planned, stats, _massive(visit, planned.values()))
+    inputs = _stage_inputs(visit, source, planned, stats, _massive(visit, planned.values()))
     corrected = [inputs[name] for name, plan in planned.items() if plan.bias_correction]
     means = rounded_means(visit.inputs(), {chosen.params for chosen in corrected if chosen is not None})
 
@@ -330,37 +338,51 @@ def _quantize_layer(
     """Round one linear. bias: to be corrected, or None. means: of its input's columns, for each way to round it."""
     weight = source.linear(name)
     source.let_go(name)
+    columns = () if chosen is None else chosen.params.outliers
+    to_round, of_rounded = outliers.zeroed(weight, columns), outliers.without(stats, columns)
     rounding = find.load("rounding", plan.rounding.method)
     rounding_options = plan.rounding.load_options("rounding")
     range_options = plan.range.load_options("qparams.ranges")
-    importance = rounding.importance(stats, rounding_options)
+    importance = rounding.importance(of_rounded, rounding_options)
     try:
-        qparams = choose_qparams(weight, plan.scheme, plan.range.method, range_options, importance)
+        qparams = choose_qparams(to_round, plan.scheme, plan.range.method, range_options, importance)
     except (NonFiniteError, SchemeError) as error:
         raise type(error)(f"{name}.weight: {error}") from error
     # the codes are found for the float input: its rounding is an error of its own that no other code makes smaller
-    rounded = round_weight(weight, qparams, plan.scheme, stats, plan.rounding.method, rounding_options)
+    rounded = round_weight(to_round, qparams, plan.scheme, of_rounded, plan.rounding.method, rounding_options)
     if chosen is not None:
         rounded = replace(rounded, qtensor=replace(rounded.qtensor, input=chosen.params))
+        if chosen.params.scheme.outlier_threshold is not None:
+            rounded = _with_outliers(rounded, weight, source.dtype(f"{name}.weight"), stats)
     row = _row(name, weight, plan, rounded, chosen, measured=importance is not None)
     if bias is None:
         return _Layer(name, rounded, row, None)
     mean = of_type(stats, "channel_mean", ChannelMean).values
-    restored = dequantize(rounded.qtensor.codes, qparams, plan.scheme)
+    restored = restore(rounded.qtensor)
     found = corrected_bias(bias, weight, restored, mean, mean if chosen is None else means[chosen.params])
     written = found.to(source.dtype(f"{name}.bias"))
     shift = float((written.double() - bias.double()).abs().max())
     return _Layer(name, rounded, msgspec.structs.replace(row, bias_shift=shift), written)
 
 
+def _with_outliers(rounded: Rounded, weight: Tensor, dtype: torch.dtype, stats: Mapping[str, Stats]) -> Rounded:
+    """Return the layer with its float columns. stats: of the whole input, which its error is relative to."""
+    assert rounded.qtensor.input is not None
+    qtensor = replace(rounded.qtensor, outliers=weight[:, list(rounded.qtensor.input.outliers)].to(dtype))
+    moment = stats.get("second_moment")
+    seen = moment.matrix if isinstance(moment, SecondMoment) and moment.count else None
+    return replace(rounded, qtensor=qtensor, error=relative_output_error(weight, restore(qtensor), seen))
+
+
 def _stage_inputs(
-    prefix: str,
+    visit: Visit,
     source: _Source,
     planned: Mapping[str, LayerPlan],
     stats: Mapping[str, Stats],
     massive: Place | None,
 ) -> dict[str, ChosenInput | None]:
     """Return how each linear of a stage rounds its input: alike for all whose plans say the same."""
+    prefix = source.weights.model.block_name(visit.index)
     found: dict[str, ChosenInput | None] = {}
     for name, plan in planned.items():
         alike = [other for other, its in planned.items() if _rounds_input(its) == _rounds_input(plan)]
@@ -368,7 +390,7 @@ def _stage_inputs(
             found[name] = found[alike[0]]
             continue
         try:
-            found[name] = _choose_input(plan, [f"{prefix}.{other}" for other in alike], source, stats, massive)
+            found[name] = _choose_input(plan, [f"{prefix}.{other}" for other in alike], visit, source, stats, massive)
         except (NonFiniteError, SchemeError) as error:
             raise type(error)(f"input of {prefix}.{name}: {error}") from error
     return found
@@ -379,21 +401,33 @@ def _rounds_input(plan: LayerPlan) -> object:
 
 
 def _choose_input(
-    plan: LayerPlan, names: Sequence[str], source: _Source, stats: Mapping[str, Stats], massive: Place | None
+    plan: LayerPlan,
+    names: Sequence[str],
+    visit: Visit,
+    source: _Source,
+    stats: Mapping[str, Stats],
+    massive: Place | None,
 ) -> ChosenInput | None:
     """Return how linears with this plan round the input that they share; None where it stays float."""
     scheme, choice = plan.activations, plan.activation_range
-    if scheme is None or scheme.dynamic:
-        return None if scheme is None else ChosenInput(InputParams(scheme))
-    return choose_static(
+    if scheme is None:
+        return None
+    columns = outliers.outlier_columns(stats, scheme)
+    if scheme.dynamic:
+        return ChosenInput(InputParams(scheme, outliers=columns))
+    if columns:
+        stats = observe(visit, static_or_dynamic.needs(choice.method, plan.static_error_limit), without=columns)
+    unserved = massive is not None and plan.massive_inputs == "dynamic" and massive.channel not in columns
+    chosen = choose_static(
         stats,
         choice.method,
         choice.load_options("qparams.input_ranges"),
         scheme,
         lambda: (source.linear(name) for name in names),
         limit=plan.static_error_limit,
-        massive=massive if plan.massive_inputs == "dynamic" else None,
+        massive=massive if unserved else None,
     )
+    return replace(chosen, params=replace(chosen.params, outliers=columns))
 
 
 def _massive(visit: Visit, plans: Iterable[LayerPlan]) -> Place | None:
@@ -414,7 +448,7 @@ def _row(
     name: str, weight: Tensor, plan: LayerPlan, rounded: Rounded, chosen: ChosenInput | None, *, measured: bool
 ) -> LayerRow:
     qtensor = rounded.qtensor
-    error = weight_error(weight, dequantize(qtensor.codes, qtensor.qparams, qtensor.scheme))
+    error = weight_error(weight, restore(qtensor))
     return LayerRow(
         name=name,
         kind=name.rpartition(".")[2],
@@ -428,6 +462,7 @@ def _row(
         sqnr_db=error.sqnr_db,
         cosine=error.cosine,
         output_error=rounded.error if measured else None,
+        outlier_columns=None if qtensor.outliers is None else qtensor.outliers.shape[1],
     )
 
 
@@ -439,6 +474,8 @@ def _needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
         if plan is not None:
             if _is_static(plan):
                 needs |= static_or_dynamic.needs(plan.activation_range.method, plan.static_error_limit)
+            if plan.activations is not None and plan.activations.outlier_threshold is not None:
+                needs |= outliers.NEEDS
             if plan.bias_correction:
                 needs.update(bias_correction.NEEDS)
             modules += [find.load("qparams.ranges", plan.range.method), find.load("rounding", plan.rounding.method)]

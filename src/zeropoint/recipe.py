@@ -10,6 +10,7 @@
     [activations]                        # what those linears read is rounded too; "float", the default, leaves it
     dynamic = true                       # false: one scale for all tokens, from calibration, by activation_range
                                          # static_error_limit = 0.01 and massive_inputs = "dynamic" name its exceptions
+    outlier_threshold = 6.0              # columns that reach it stay float; or "none", the default
 
     bias_correction = true               # biases take back what rounding changes in the mean; or false, the default
 
@@ -52,7 +53,10 @@ _FOLDERS: dict[str, ChoiceKind] = {
 }
 _LISTS = ("rules", "transforms")
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
-_INPUT_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=8, le=8)]}
+_INPUT_LIMITS = {
+    "bits": Annotated[int, msgspec.Meta(ge=8, le=8)],
+    "outlier_threshold": Annotated[float, msgspec.Meta(gt=0, le=1e6)] | Literal["none"],
+}
 _FLOAT: Literal["float"] = "float"
 _NO_LIMIT: Literal["none"] = "none"
 _ErrorLimit: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)] | Literal["none"]
@@ -512,7 +516,13 @@ def _merge_input(
         return None
     if not given:
         return scheme
-    merged = replace(scheme or InputScheme(), **given)
+    if scheme is None and set(given) == {"outlier_threshold"}:
+        raise RecipeError(
+            f"{place.at('outlier_threshold')} is {given['outlier_threshold']!r}, but the inputs here are float; "
+            "leave it out, or round them: write dynamic = true or false beside it"
+        )
+    none = {"outlier_threshold": None} if given.get("outlier_threshold") == _NO_LIMIT else {}
+    merged = replace(scheme or InputScheme(), **{**given, **none})
     if not merged.dynamic:
         return merged
     if given.get("symmetric") is False:
@@ -542,6 +552,8 @@ def _plain(value: object) -> object:
             table = asdict(value)
             if isinstance(value, Scheme) and (value.granularity != "group" or value.group_size is None):
                 del table["group_size"]
+            if isinstance(value, InputScheme) and value.outlier_threshold is None:
+                del table["outlier_threshold"]
             return table
         case Choice():
             return {"method": value.method, **value.options}

@@ -76,11 +76,13 @@ class InputScheme:
 
     bits: 8; codes are -128..127. dynamic: each token has a scale of its own, found when the token is there, and
     Z = 0. Otherwise static: one scale for all tokens, found by calibration, with Z = 0 when symmetric.
+    outlier_threshold: columns that reached this magnitude in calibration stay float (qparams/outliers.py); None: none.
     """
 
     bits: int = 8
     dynamic: bool = True
     symmetric: bool = True
+    outlier_threshold: float | None = None
 
     @property
     def q_min(self) -> int:
@@ -93,9 +95,10 @@ class InputScheme:
         return (1 << (self.bits - 1)) - 1
 
     def label(self) -> str:
-        """Return a short name for tables, such as "int8 token" or "int8 static asym"."""
+        """Return a short name for tables, such as "int8 token", "int8 static asym" or "int8 token <6"."""
         kind = "token" if self.dynamic else f"static {'sym' if self.symmetric else 'asym'}"
-        return f"int{self.bits} {kind}"
+        below = "" if self.outlier_threshold is None else f" <{self.outlier_threshold:g}"
+        return f"int{self.bits} {kind}{below}"
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,16 @@ class QParams:
 
 @dataclass(frozen=True)
 class InputParams:
-    """How one linear rounds its input. scale > 0 and zero_point in [q_min, q_max]: of a static scheme, else None, 0."""
+    """How one linear rounds its input.
+
+    scale > 0 and zero_point in [q_min, q_max]: of a static scheme, else None, 0. outliers: the columns that are not
+    rounded, ascending; the others are rounded as if these held 0.
+    """
 
     scheme: InputScheme
     scale: float | None = None
     zero_point: int = 0
+    outliers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,12 +134,15 @@ class QTensor:
 
     codes: int8 (rows, cols), in [scheme.q_min, scheme.q_max], columns in the order of the float weight.
     input: how what the weight is multiplied with is rounded; None where it stays float.
+    outliers: the float weights of the columns input.outliers, (rows, k), in the dtype they are stored in; their codes
+        stand for 0. None where the input has no outlier threshold.
     """
 
     codes: Tensor
     qparams: QParams
     scheme: Scheme
     input: InputParams | None = None
+    outliers: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -159,7 +170,7 @@ class PackedWeight:
         [i * bits, (i + 1) * bits) from the lowest bit of the first word on, unsigned: q + 2^(bits - 1).
     scale: float32 (rows, groups), > 0 and finite; (1, 1) per tensor, (rows, 1) per channel.
     zero_point: int8, in the shape of scale, in [q_min, q_max], signed as q is; None when the scheme is symmetric.
-    shape: (rows, cols). input: as in QTensor.
+    shape: (rows, cols). input, outliers: as in QTensor.
     """
 
     words: NDArray[np.uint32]
@@ -168,6 +179,7 @@ class PackedWeight:
     shape: tuple[int, int]
     scheme: Scheme
     input: InputParams | None = None
+    outliers: StoredArray | None = None
 
 
 KVCache: TypeAlias = Literal["float16", "int8"]

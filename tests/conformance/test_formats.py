@@ -210,6 +210,38 @@ def test_how_the_input_is_rounded_comes_back(name: str, inputs: InputScheme, sch
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("columns", [(), (0,), (1, 7, 63)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(8, True, "channel", None)])
+def test_outlier_columns_come_back(
+    name: str, columns: tuple[int, ...], dtype: torch.dtype, scheme: Scheme, tmp_path: Path
+) -> None:
+    module = find.load("formats", name)
+    inputs = InputScheme(outlier_threshold=6.5)
+    weight = torch.randn(5, len(columns), generator=torch.Generator().manual_seed(3)).to(dtype)
+    params = InputParams(inputs, outliers=columns)
+    q = dataclasses.replace(qtensor((5, 64), scheme), input=params, outliers=weight)
+    made = module.pack(LAYER, q)
+    assert tuple(made) == module.tensor_names(LAYER, scheme, inputs)
+    save_file(made, tmp_path / "packed.safetensors")
+    tensors = load_file(tmp_path / "packed.safetensors")
+    back = module.unpack(LAYER, tensors, scheme, inputs)
+    assert back.input == params
+    assert same(back.outliers, weight)
+    assert same(back.codes, q.codes)
+    stored = {part: as_read(tensor) for part, tensor in tensors.items()}
+    packed_weight = module.read_packed(LAYER, stored, scheme, inputs)
+    assert packed_weight.input == params
+    assert packed_weight.outliers.dtype == str(dtype).removeprefix("torch.")
+    assert np.array_equal(packed_weight.outliers.values, as_read(weight).values)
+    layers = {LAYER: scheme, "other": scheme, "float": None}
+    config = json.loads(json.dumps(module.config(layers, {LAYER: inputs, "other": InputScheme()})))
+    assert module.input_schemes(config, tuple(layers)) == {LAYER: inputs, "other": InputScheme(), "float": None}
+    assert module.note({LAYER: inputs, "other": None}) is not None
+    assert module.note({LAYER: InputScheme(), "other": None}) is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_parameters_of_an_input_that_are_wrong_are_refused_by_name(name: str) -> None:
     module = find.load("formats", name)
     inputs = InputScheme(dynamic=False, symmetric=False)

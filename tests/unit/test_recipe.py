@@ -187,6 +187,13 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str, tmp_path_factory: pyt
         ({"activations": {"bits": 4}}, ["activations.bits is 4", "a whole number from 8 to 8"]),
         ({"activations": {"dynamic": 1}}, ["activations.dynamic is 1", "true or false"]),
         ({"activations": {"static": True}}, ["activations.static is not a key"]),
+        ({"activations": {"dynamic": True, "outlier_threshold": 0}}, ["outlier_threshold is 0", "above 0", "'none'"]),
+        ({"activations": {"dynamic": True, "outlier_threshold": "all"}}, ["outlier_threshold is 'all'", "a number"]),
+        ({"activations": {"outlier_threshold": 6}}, ["activations.outlier_threshold is 6", "inputs here are float"]),
+        (
+            {"rules": [{"layers": "*", "activations": {"outlier_threshold": 6}}]},
+            ["rules.0.activations.outlier_threshold is 6", "write dynamic = true or false"],
+        ),
         ({"activations": {"symmetric": False}}, ["activations.symmetric is False", "dynamic = false"]),
         ({"activation_range": "minimax"}, ["activation_range is 'minimax'", "did you mean 'minmax'?"]),
         ({"rules": [{"layers": "*", "activations": 8}]}, ["rules.0.activations is 8", "'float', or a table"]),
@@ -419,6 +426,14 @@ def test_a_rule_changes_what_a_layer_reads() -> None:
         (InputScheme(), 99.0),
         (InputScheme(dynamic=False), 90.0),
     ]
+    outliers = Recipe.from_dict(
+        {
+            "activations": {"dynamic": True, "outlier_threshold": 6.0},
+            "rules": [{"layers": "*.o_proj", "activations": {"outlier_threshold": "none"}}],
+        }
+    )
+    found = [plan and plan.activations for plan in resolve(outliers, LAYERS[:4]).values()]
+    assert found == [InputScheme() if ".o_proj" in name else InputScheme(outlier_threshold=6.0) for name in LAYERS[:4]]
     lone = Recipe.from_dict({"rules": [{"layers": "*", "activations": {"bits": 8}}]})
     assert resolve(lone, LAYERS[:1])[LAYERS[0]] == replace(lone.plan(), activations=InputScheme())
 
@@ -433,6 +448,10 @@ def test_a_rule_changes_what_a_layer_reads() -> None:
         ("w8a8", ["activations.dynamic=false"], InputScheme(8, False, True)),
         ("w8a8_static", ["activations.dynamic=true"], InputScheme()),
         ("w8a8_static", ["activations.symmetric=true"], InputScheme(8, False, True)),
+        ("w8a8", ["activations.outlier_threshold=6"], InputScheme(outlier_threshold=6.0)),
+        ("w8a8", ["activations.outlier_threshold=none"], InputScheme()),
+        ("w8a8_static", ["activations.outlier_threshold=6.5"], InputScheme(8, False, False, 6.5)),
+        ("w8a16", ["activations.outlier_threshold=6", "activations.dynamic=true"], InputScheme(outlier_threshold=6.0)),
     ],
     ids=str,
 )
@@ -585,7 +604,15 @@ def choices(kind: str) -> st.SearchStrategy[Any]:
 
 
 INPUTS = st.just("float") | st.sampled_from(
-    [{}, {"bits": 8}, {"dynamic": True}, {"dynamic": False}, {"dynamic": False, "symmetric": False}]
+    [
+        {},
+        {"bits": 8},
+        {"dynamic": True},
+        {"dynamic": False},
+        {"dynamic": False, "symmetric": False},
+        {"dynamic": True, "outlier_threshold": 6.5},
+        {"dynamic": False, "outlier_threshold": "none"},
+    ]
 )
 PARTS = {
     "weights": SCHEMES,

@@ -51,7 +51,8 @@ def command(
 ) -> None:
     """Quantize MODEL, a Hugging Face folder or a .gguf file.
 
-    OUTPUT is a folder that transformers and vLLM load. It appears under its name when it is complete and checked.
+    OUTPUT is a folder that transformers and vLLM load; with outlier columns only zeropoint does. It appears under its
+    name when it is complete and checked.
     """
     from zeropoint.recipe import load_recipe
 

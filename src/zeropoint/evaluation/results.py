@@ -110,7 +110,8 @@ class LayerRow(Result, frozen=True, kw_only=True):
     sqnr_db: of the weight; None when nothing was lost. cosine: between the weight and what its codes stand for.
     output_error: squared relative error of the layer's output on the calibration tokens, tr(E H E^T) / tr(W H W^T);
     None when there were none. bias_shift: the most that a bias was changed to take back the mean of that error, and of
-    what rounding the input does; None where no bias is corrected.
+    what rounding the input does; None where no bias is corrected. outlier_columns: how many stay float; None where the
+    recipe sets no threshold.
     """
 
     name: str
@@ -126,6 +127,7 @@ class LayerRow(Result, frozen=True, kw_only=True):
     input_fallback: str | None = None
     input_error: float | None = None
     bias_shift: float | None = None
+    outlier_columns: int | None = None
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -138,8 +140,9 @@ class Size(Result, frozen=True, kw_only=True):
 
     total_bytes = linear_bytes + float_linear_bytes + embedding_bytes + head_bytes + other_bytes + overhead_bytes.
 
-    linear_bytes: all that stands for the quantized linears: code_bytes + scale_bytes + zero_point_bytes. In a block
-        type such as Q4_1 the scales lie between the codes, and all of it is code_bytes.
+    linear_bytes: all that stands for the quantized linears: code_bytes + scale_bytes + zero_point_bytes +
+        outlier_bytes, the columns that stay float. In a block type such as Q4_1 the scales lie between the codes, and
+        all of it is code_bytes.
     linear_weights: how many weights they have. float_linear_bytes, float_linear_weights: the same of the linears that
     stayed float. head_bytes: 0 when tied to the embedding. other_bytes: norms, biases and what the architecture does
     not use. overhead_bytes: stored shapes and file headers. weights: of the whole model.
@@ -162,6 +165,7 @@ class Size(Result, frozen=True, kw_only=True):
     weights: int
     bits_per_weight: float | None
     bits_per_weight_model: float
+    outlier_bytes: int = 0
 
 
 class StageRow(Result, frozen=True, kw_only=True):
@@ -195,7 +199,8 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no method
     needed one. skipped: tensors that were copied although the architecture does not use them. source_bytes: of the
     model that was read. size: of the output; its bits_per_weight count scales and zero points. peak_memory_bytes: of
-    the process. spilled_bytes: the most activations that waited on disk at any time.
+    the process. spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said
+    about who can open the output, or None.
     """
 
     zeropoint: str
@@ -206,6 +211,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     layers: tuple[LayerRow, ...]
     transforms: tuple[TransformRow, ...] = ()
     skipped: tuple[str, ...]
+    format_note: str | None = None
     size: Size
     source_bytes: int
     elapsed_s: float
@@ -267,6 +273,7 @@ class TensorRow(Result, frozen=True, kw_only=True):
 
     name: full; of a linear without ".weight". kind: its last part ("q_proj", "input_layernorm"). shape: of the weight,
     also where it is packed. stored: the scheme's label, or the dtype as the file calls it. size_bytes: with scales.
+    outlier_columns: how many stay float; None where the file does not say.
     outlier_ratio: largest magnitude over root mean square; None when only headers were read.
     sqnr_db, cosine, max_abs_error: against the reference; None without one, sqnr_db also when nothing was lost.
     """
@@ -277,6 +284,7 @@ class TensorRow(Result, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     stored: str
     size_bytes: int
+    outlier_columns: int | None = None
     outlier_ratio: float | None = None
     sqnr_db: float | None = None
     cosine: float | None = None

@@ -6,6 +6,7 @@ A file that stores a linear NAME as integers has several tensors for it,
     NAME.weight_packed or NAME.weight      codes
     NAME.weight_scale                      scales
     NAME.weight_zero_point                 zero points
+    NAME.outlier_weight, .outlier_columns  columns that stay float, and which
     NAME.weight_shape and any other        bookkeeping: part of the file, not of the bits per weight
 
 and one whose dtype is a block type (Q4_1 of a .gguf file) has its scales between the codes.
@@ -22,13 +23,17 @@ from zeropoint.errors import InternalError
 from zeropoint.evaluation.results import Size
 from zeropoint.types import Scheme
 
-Part: TypeAlias = Literal["codes", "scales", "zero_points", "float_linear", "embedding", "head", "other", "overhead"]
+Part: TypeAlias = Literal[
+    "codes", "scales", "zero_points", "outliers", "float_linear", "embedding", "head", "other", "overhead"
+]
 
 PARTS: dict[str, Part] = {
     "weight_packed": "codes",
     "weight": "codes",
     "weight_scale": "scales",
     "weight_zero_point": "zero_points",
+    "outlier_weight": "outliers",
+    "outlier_columns": "outliers",
 }
 BLOCK_TYPES = ("Q", "IQ", "TQ", "MXFP")
 """What the names of GGUF's quantized types begin with."""
@@ -62,10 +67,10 @@ def measure_size(
             rows, cols = (shapes or {}).get(layer) or linear_shape(layer, tensors, schemes[layer])
             linear_weights += rows * cols
             weights += rows * cols
-        elif part not in ("scales", "zero_points", "overhead"):
+        elif part not in ("scales", "zero_points", "outliers", "overhead"):
             weights += math.prod(info.shape)
             float_linear_weights += math.prod(info.shape) if part == "float_linear" else 0
-    linear_bytes = sizes["codes"] + sizes["scales"] + sizes["zero_points"]
+    linear_bytes = sizes["codes"] + sizes["scales"] + sizes["zero_points"] + sizes["outliers"]
     tensor_bytes = sum(sizes.values())
     total_bytes = tensor_bytes if file_bytes is None else file_bytes
     return Size(
@@ -74,6 +79,7 @@ def measure_size(
         code_bytes=sizes["codes"],
         scale_bytes=sizes["scales"],
         zero_point_bytes=sizes["zero_points"],
+        outlier_bytes=sizes["outliers"],
         float_linear_bytes=sizes["float_linear"],
         embedding_bytes=sizes["embedding"],
         head_bytes=sizes["head"],

@@ -11,7 +11,7 @@ ours; in bfloat16 it rounds the scale and the quotient too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -31,6 +31,7 @@ class Stored(msgspec.Struct, frozen=True):
     strategy: str | None = None
     group_size: int | None = None
     dynamic: bool | str = False
+    outlier_threshold: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 def tensor_names(name: str, scheme: InputScheme | None) -> tuple[str, ...]:
@@ -93,6 +94,7 @@ def to_config(scheme: InputScheme | None) -> dict[str, Any] | None:
         "strategy": "token" if scheme.dynamic else "tensor",
         "symmetric": scheme.symmetric,
         "type": "int",
+        **({} if scheme.outlier_threshold is None else {"outlier_threshold": scheme.outlier_threshold}),
     }
 
 
@@ -112,7 +114,7 @@ def from_config(where: str, stored: Stored | None) -> InputScheme | None:
         )
     if dynamic and not stored.symmetric:
         raise CheckpointError(f"{where}: input_activations that are dynamic and asymmetric are not supported")
-    return InputScheme(stored.num_bits, dynamic, stored.symmetric)
+    return InputScheme(stored.num_bits, dynamic, stored.symmetric, stored.outlier_threshold)
 
 
 _STRATEGIES = ("token", "tensor")

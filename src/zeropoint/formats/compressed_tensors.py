@@ -14,7 +14,8 @@ int8 only packed), scales as above and
     NAME.weight             int8 (rows, cols)                          the codes
     NAME.weight_zero_point  int8 (rows, groups), (1,) per tensor       asymmetric only
 
-What a file says about inputs is in _inputs.py. config.json holds `quantization_config`: which linear has which scheme.
+What a file says about inputs is in _inputs.py, about outlier columns, with which only zeropoint opens it, in
+_outliers.py. config.json holds `quantization_config`: which linear has which scheme.
 
 What transformers 5.23 with compressed-tensors 0.20 does with such a folder (tests/parity shows each point):
 
@@ -41,7 +42,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
-from zeropoint.formats import _inputs
+from zeropoint.formats import _inputs, _outliers
 from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
 
 if TYPE_CHECKING:
@@ -91,11 +92,12 @@ def tensor_names(name: str, scheme: Scheme, inputs: InputScheme | None = None) -
     packed = format_of(scheme, inputs) == PACKED
     parts = ("weight_packed", "weight_scale", "weight_shape") if packed else ("weight", "weight_scale")
     parts = parts if scheme.symmetric else (*parts, "weight_zero_point")
-    return (*(f"{name}.{part}" for part in parts), *_inputs.tensor_names(name, inputs))
+    weight = tuple(f"{name}.{part}" for part in parts)
+    return (*weight, *_inputs.tensor_names(name, inputs), *_outliers.tensor_names(name, inputs))
 
 
 def format_of(scheme: Scheme, inputs: InputScheme | None) -> str:
-    """Return which of the package's formats holds such a linear."""
+    """Return which of the package's formats has the layout of such a linear."""
     return INT8 if inputs is not None and scheme.bits == 8 else PACKED
 
 
@@ -124,6 +126,7 @@ def pack(name: str, q: QTensor) -> dict[str, Tensor]:
         parts.append(_zero_point_to_store(name, q.qparams.zero_point, q, packed=packed))
     if q.input is not None:
         parts += _inputs.to_store(q.input)
+    parts += _outliers.to_store(name, q)
     return dict(zip(tensor_names(name, q.scheme, inputs), parts, strict=True))
 
 
@@ -143,7 +146,8 @@ def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, inputs: Inp
     codes = bits.unpack_array(packed.words, scheme.bits, packed.shape[1])
     zero_point = None if packed.zero_point is None else torch.from_numpy(packed.zero_point.astype(np.int32))
     qparams = QParams(torch.from_numpy(packed.scale), zero_point)
-    return QTensor(torch.from_numpy(codes), qparams, packed.scheme, packed.input)
+    outliers = tensors[f"{name}.outlier_weight"] if packed.outliers is not None else None
+    return QTensor(torch.from_numpy(codes), qparams, packed.scheme, packed.input, outliers)
 
 
 def read_packed(
@@ -164,13 +168,16 @@ def read_packed(
     scale, scale_dtype = _read_scale(f"{name}.weight_scale", stored[f"{name}.weight_scale"], scheme, (rows, cols))
     zero_point = None if scheme.symmetric else _read_zero_point(name, stored, scheme, (rows, cols))
     stored_scheme = replace(scheme, scale_dtype=scale_dtype)
-    return PackedWeight(words, scale, zero_point, (rows, cols), stored_scheme, _inputs.read(name, stored, inputs))
+    columns, outliers = _outliers.read(name, stored, inputs, (rows, cols))
+    rounding = _inputs.read(name, stored, inputs)
+    rounding = None if rounding is None else replace(rounding, outliers=columns)
+    return PackedWeight(words, scale, zero_point, (rows, cols), stored_scheme, rounding, outliers)
 
 
 def config(
     layers: Mapping[str, Scheme | None], inputs: Mapping[str, InputScheme | None] | None = None
 ) -> dict[str, Any]:
-    """Return the `quantization_config` of config.json, as the compressed-tensors package would write it.
+    """Return the `quantization_config` of config.json, as the compressed-tensors package would write it or refuse it.
 
     layers: every linear of the model by its full name; None for one that stays float. `lm_head` stays float unless it
     is given a scheme. One scheme is written for the class Linear. Several schemes are written by the names of their
@@ -199,7 +206,7 @@ def config(
                 f"{scheme.label()} only where it is the one scheme of all quantized layers; "
                 "make every scheme symmetric, or use one scheme"
             )
-    formats = {format_of(*key) for key in groups}
+    formats = {_declared_format(*key) for key in groups}
     ignore = [name for name, scheme in layers.items() if scheme is None]
     if "lm_head" not in layers:
         ignore.append("lm_head")
@@ -220,6 +227,11 @@ def config(
         "version": LAYOUT_VERSION,
         **({"dequantize": True} if zero_points_packed else {}),
     }
+
+
+def note(inputs: Mapping[str, InputScheme | None]) -> str | None:
+    """Return what has to be said about who can open a model with such inputs; None where all readers can."""
+    return _outliers.NOTE if any(map(_outliers.stored, inputs.values())) else None
 
 
 def schemes(quantization_config: Mapping[str, Any], layer_names: Iterable[str]) -> dict[str, Scheme | None]:
@@ -325,7 +337,7 @@ def _schemes_of(where: str, group: _Group, default_format: str | None) -> tuple[
             raise CheckpointError(f"{where}: quantized inputs of float weights are not supported")
         return None
     scheme = _scheme(where, group.weights)
-    found, expected = group.format or default_format, format_of(scheme, inputs)
+    found, expected = group.format or default_format, _declared_format(scheme, inputs)
     if found != expected:
         raise CheckpointError(
             f"{where}: format {found!r} is not supported for {_label(scheme, inputs)}; only {expected!r} is"
@@ -384,13 +396,17 @@ def _packs_zero_points(scheme: Scheme, inputs: InputScheme | None) -> bool:
     return not scheme.symmetric and scheme.granularity != "tensor" and format_of(scheme, inputs) == PACKED
 
 
+def _declared_format(scheme: Scheme, inputs: InputScheme | None) -> str:
+    return _outliers.FORMAT if _outliers.stored(inputs) else format_of(scheme, inputs)
+
+
 def _label(scheme: Scheme, inputs: InputScheme | None) -> str:
     return scheme.label() if inputs is None else f"{scheme.label()} with {inputs.label()} inputs"
 
 
 def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str]) -> dict[str, Any]:
     return {
-        "format": format_of(scheme, inputs),
+        "format": _declared_format(scheme, inputs),
         "input_activations": _inputs.to_config(inputs),
         "output_activations": None,
         "targets": targets,

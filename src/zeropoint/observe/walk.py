@@ -8,11 +8,12 @@ Memory holds one block and what lives between two stages, whatever the depth of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zeropoint import find
@@ -56,16 +57,18 @@ def run_blocks(model: Model, load_block: Callable[[int], Block], activations: Ac
             yield visit.index
 
 
-def observe(visit: Visit, needs: frozenset[str]) -> Mapping[str, Stats]:
+def observe(visit: Visit, needs: frozenset[str], *, without: Sequence[int] = ()) -> Mapping[str, Stats]:
     """Return the statistics `needs` (names of files in this folder) of the stage's input over all texts.
 
+    without: columns that count as 0.
     Raises: NonFiniteError naming the block and the linears whose input holds NaN or infinity.
     """
     if not needs:
         return {}
     observers = _observers(needs)
+    columns = torch.tensor(without, dtype=torch.long)
     for x in visit.inputs():
-        _update(observers, x, visit.index, visit.stage)
+        _update(observers, x.index_fill(-1, columns, 0) if without else x, visit.index, visit.stage)
     return {name: observer.result() for name, observer in observers.items()}
 
 

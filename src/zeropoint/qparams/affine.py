@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zeropoint.qparams.from_range import require_finite
 from zeropoint.qparams.grouping import check_per_group, check_shape, join, split
-from zeropoint.types import QParams, Scheme
+from zeropoint.types import QParams, QTensor, Scheme
 
 
 def quantize(weight: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
@@ -41,6 +41,14 @@ def dequantize(codes: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     _check(qparams, rows, cols, scheme)
     grouped = split(codes, scheme).values.float()  # (rows, groups, size)
     return join(values_of(grouped, *_per_value(qparams)), rows, cols).contiguous()
+
+
+def restore(q: QTensor) -> Tensor:
+    """Return the weight that a linear multiplies with: float32 (rows, cols), its float columns in their places."""
+    values = dequantize(q.codes, q.qparams, q.scheme)
+    if q.outliers is not None and q.input is not None:
+        values[:, list(q.input.outliers)] = q.outliers.float()
+    return values
 
 
 def fake_quantize(weight: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:

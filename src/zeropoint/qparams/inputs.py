@@ -4,15 +4,19 @@
     static    S, Z of a range from statistics          q = clamp(round(x / S + Z), q_min, q_max)  x' = S (q - Z)
 
 The divisor of a dynamic scale is that of compressed-tensors, 127.5, as it is for symmetric weights (from_range.py), so
-that a reader of the file computes the same integers. All of it in float32.
+that a reader of the file computes the same integers. All of it in float32. Outlier columns (outliers.py) stay as they
+are, and the scale is that of the others.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from zeropoint.qparams.from_range import from_range
+from zeropoint.qparams.outliers import zeroed
 from zeropoint.types import InputParams, InputScheme, Scheme
 
 
@@ -32,7 +36,12 @@ def as_weight_scheme(scheme: InputScheme) -> Scheme:
 
 
 def round_input(x: Tensor, params: InputParams) -> Tensor:
-    """Return x (..., cols), float32, as it comes back from its integers."""
+    """Return x (..., cols), float32, as it comes back from its integers; outlier columns as they are."""
+    if params.outliers:
+        columns = list(params.outliers)
+        rounded = round_input(zeroed(x, columns), replace(params, outliers=()))
+        rounded[..., columns] = x[..., columns]
+        return rounded
     scheme = params.scheme
     if params.scale is None:
         # a token of zeros stays zeros, whatever its scale

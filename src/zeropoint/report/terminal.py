@@ -47,6 +47,8 @@ VERDICT_STYLES: dict[Verdict, str] = {
 }
 WORST = "bold yellow"
 FALLBACKS_SHOWN = 10
+MANY_OUTLIERS = 0.1
+"""Above this share of the columns outliers are no exceptions any more, and the threshold is low."""
 
 Row = TypeVar("Row", LayerRow, StageRow, TensorRow, TransformRow)
 
@@ -123,6 +125,14 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     parts += _named_fallbacks(
         f"dynamic instead of static in {len(dynamic):,} of {len(result.layers):,} layers:", dynamic
     )
+    many = [
+        f"{row.name}: {row.outlier_columns:,} of {row.shape[1]:,}"
+        for row in result.layers
+        if (row.outlier_columns or 0) > MANY_OUTLIERS * row.shape[1]
+    ]
+    parts += _named_fallbacks(
+        f"more than 10 % outlier columns, in {len(many):,} of {len(result.layers):,} layers:", many
+    )
     unmoved = [
         f"{row.block}, {', '.join(stage.linears)}: {stage.fallback}"
         for row in result.transforms
@@ -137,6 +147,8 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     if result.skipped:
         names = ", ".join(map(_plain, result.skipped))
         parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))
+    if result.format_note is not None:
+        parts.append(Text(_plain(result.format_note), style=WORST))
     rounded = _rounded_when_run(result.recipe)
     if rounded:
         parts.append(Text(f"to be run with {rounded}, as config.json says; the bytes above are those on disk"))
@@ -180,7 +192,8 @@ def _calibration(result: QuantizeResult) -> str:
 
 
 def _layers_by_kind(layers: Sequence[LayerRow]) -> Table:
-    table = _table("layers", "scheme", "rounding", "SQNR dB", "output dB", "worst")
+    outliers = _have_outliers(layers)
+    table = _table("layers", "scheme", "rounding", *outliers, "SQNR dB", "output dB", "worst")
     kinds = _grouped(layers, lambda row: (row.kind, _schemes(row), row.rounding))
     worst = max(layers, key=_badness, default=None)
     for (kind, scheme, rounding), rows in kinds.items():
@@ -190,6 +203,7 @@ def _layers_by_kind(layers: Sequence[LayerRow]) -> Table:
             f"{kind} x{len(rows)}",
             scheme,
             rounding,
+            *[_spread([row.outlier_columns for row in rows], "{:,.0f}".format)] * len(outliers),
             _spread([row.sqnr_db for row in rows], _decibel),
             _spread([_output_db(row) for row in rows], _decibel),
             f"{_block(here.name)} *" if here is worst else _block(here.name),
@@ -204,14 +218,25 @@ def _schemes(row: LayerRow) -> str:
 
 
 def _every_layer(layers: Sequence[LayerRow]) -> Table:
-    table = _table("layer", "shape", "scheme", "rounding", "SQNR dB", "output dB")
+    outliers = _have_outliers(layers)
+    table = _table("layer", "shape", "scheme", "rounding", *outliers, "SQNR dB", "output dB")
     worst = max(layers, key=_badness, default=None)
     for row in layers:
         name, style = (f"{row.name} *", WORST) if row is worst else (row.name, "")
         sqnr, output = _decibel(row.sqnr_db), _decibel(_output_db(row))
-        _add(table, name, _shape(row.shape), _schemes(row), row.rounding, sqnr, output, style=style)
+        count = [_count(row.outlier_columns)] * len(outliers)
+        _add(table, name, _shape(row.shape), _schemes(row), row.rounding, *count, sqnr, output, style=style)
     table.caption = "dB: of the weight and of the layer's output; * the worst"
     return table
+
+
+def _have_outliers(rows: Sequence[LayerRow] | Sequence[TensorRow]) -> list[str]:
+    """Return the heading of a column for how many columns stay float, if any row says so."""
+    return ["outliers"] * any(row.outlier_columns is not None for row in rows)
+
+
+def _count(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def _named_fallbacks(title: str, fallbacks: Sequence[str]) -> list[RenderableType]:
@@ -256,10 +281,12 @@ def inspected(result: Inspection, *, all_rows: bool = False) -> RenderableType:
 
 
 def _tensors_by_kind(tensors: Sequence[TensorRow], measured: bool, compared: bool) -> Table:
-    table = _table("layers", "shape", "stored as", "bytes", *_measures(measured, compared))
+    outliers = _have_outliers(tensors)
+    table = _table("layers", "shape", "stored as", "bytes", *outliers, *_measures(measured, compared))
     kinds = _grouped((row for row in tensors if row.role == "linear"), lambda row: (row.kind, row.shape, row.stored))
     for (kind, shape, stored), rows in kinds.items():
         cells = [f"{kind} x{len(rows)}", _shape(shape), stored, _bytes(sum(row.size_bytes for row in rows))]
+        cells += [_spread([row.outlier_columns for row in rows], "{:,.0f}".format)] * len(outliers)
         if measured:
             cells.append(_spread([row.outlier_ratio for row in rows], _outlier))
         if compared:
@@ -271,11 +298,14 @@ def _tensors_by_kind(tensors: Sequence[TensorRow], measured: bool, compared: boo
 
 
 def _every_tensor(tensors: Sequence[TensorRow], measured: bool, compared: bool) -> Table:
-    table = _table("tensor", "shape", "stored as", "bytes", *_measures(measured, compared), *["cosine"] * compared)
+    outliers = _have_outliers(tensors)
+    measures = (*_measures(measured, compared), *["cosine"] * compared)
+    table = _table("tensor", "shape", "stored as", "bytes", *outliers, *measures)
     worst = max(tensors, key=lambda row: row.outlier_ratio or 0.0, default=None) if measured else None
     for row in tensors:
         name, style = (f"{row.name} *", WORST) if row is worst else (row.name, "")
         cells = [name, _shape(row.shape), row.stored, _bytes(row.size_bytes)]
+        cells += [_count(row.outlier_columns)] * len(outliers)
         if measured:
             cells.append(_outlier(row.outlier_ratio))
         if compared:
@@ -435,6 +465,7 @@ def size_table(size: Size, *, source_bytes: int | None = None) -> Table:
         ("  codes", size.code_bytes, None),
         ("  scales", size.scale_bytes, None),
         ("  zero points", size.zero_point_bytes, None),
+        ("  outlier columns", size.outlier_bytes, None),
         ("float linears", size.float_linear_bytes, None),
         ("embedding", size.embedding_bytes, None),
         ("head", size.head_bytes, None),

@@ -20,7 +20,7 @@ from zeropoint.runtime import _native
 from zeropoint.runtime.choices import Activations, CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings, PackedWeight
+from zeropoint.types import Embeddings, PackedWeight, StoredArray
 
 SLAB_BYTES = 8 << 20
 """Of a float weight, read and put into panels at once."""
@@ -222,7 +222,19 @@ class _Loader:
         if packed.input is not None and packed.input.scale is not None and packed.input.zero_point:
             # float64: the kernels' sums lose about as much again when this is added to them
             shift = (row_sums(packed) * -(packed.input.scale * packed.input.zero_point)).astype(np.float32)
-        return NativeLinear(weight, packed.input, shift)
+        return NativeLinear(weight, packed.input, shift, self._outliers(packed.outliers))
+
+    def _outliers(self, stored: StoredArray | None) -> _native.Weight | None:
+        """Return the float columns of a quantized linear, as they are stored; None where there are none."""
+        if stored is None or not stored.values.size:
+            return None
+        rows, cols = stored.values.shape
+        weight = _native.float_weight(stored.dtype == "bfloat16", rows, cols)
+        if stored.dtype == "bfloat16":
+            weight.put_bf16(self._pool, 0, np.ascontiguousarray(stored.values, np.uint16))
+        else:
+            weight.put_f32(self._pool, 0, np.ascontiguousarray(stored.values, np.float32))
+        return self._counted(weight)
 
     def table(self, name: str, *, rounded: bool) -> _native.Weight:
         """Return an embedding or a head: as it is stored, or rounded to 8 bits by rows."""

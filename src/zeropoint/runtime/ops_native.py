@@ -7,6 +7,7 @@ native/program.h executes; from then on a token is one call into C++, however ma
                                                               a residual added where its linear writes,
                                                               values rounded to int8 once for all that read them
                                                               and want them rounded alike,
+                                                              outlier columns taken out first, and added as floats,
                                                               memory shared by values that do not live together
 """
 
@@ -54,11 +55,18 @@ class NativeLinear:
 
     shift: float32 (rows,), what the zero point of the input takes from each output, -S_x Z_x times the sum of the row
     of weights: the kernels multiply integers that know no zero point. None where there is none.
+    outliers: the float weights of the columns input.outliers; None where there are none.
     """
 
     weight: _native.Weight
     input: InputParams | None = None
     shift: NDArray[np.float32] | None = None
+    outliers: _native.Weight | None = None
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The outlier columns of the input."""
+        return () if self.input is None else self.input.outliers
 
 
 @dataclass(frozen=True)
@@ -228,14 +236,34 @@ class _Compiler:
             targets = [self._slots[add.out.index]]
         else:
             targets = [self._new(linear.out) for linear in linears]
-        for reading, members in self._by_input(linears):
-            shifted = reading.block is not None
-            parts = [(linears[i].detail["weight"], _bias(linears[i], shifted=shifted), targets[i]) for i in members]
-            self._emit_reading(x, reading, parts, add=add is not None)
+        for columns, alike in self._by_outliers(linears):
+            self._emit_alike(x, columns, [(linears[i], targets[i]) for i in alike], add=add is not None)
         last = end if add is None else end + 1
         for index in range(at, last):
             self._release(index, self._operations[index])
         return last
+
+    def _emit_alike(
+        self, x: Value, columns: tuple[int, ...], linears: Sequence[tuple[Operation, int]], *, add: bool
+    ) -> None:
+        """Emit linears with the same outlier columns, each with its target; `add`: onto it."""
+        source = self._slots[x.index]
+        if columns:
+            taken, source = self._temporary(len(columns)), self._temporary(x.width)
+            self.program.take(self._slots[x.index], np.array(columns, np.int32), taken, source)
+        for reading, members in self._by_input([linear for linear, _ in linears]):
+            shifted = reading.block is not None
+            parts = [
+                (linear.detail["weight"], _bias(linear, shifted=shifted), target)
+                for linear, target in (linears[i] for i in members)
+            ]
+            self._emit_reading(x, source, reading, parts, add=add)
+        if columns:
+            self.program.linear(
+                taken, -1, [(linear.detail["linear"].outliers, None, to) for linear, to in linears], True
+            )
+            self._free[len(columns)].append(taken)
+            self._free[x.width].append(source)
 
     @staticmethod
     def _reads_the_same(first: Operation, other: Operation) -> bool:
@@ -251,25 +279,32 @@ class _Compiler:
         return add if len(others) == 1 and dies else None
 
     def _emit_reading(
-        self, x: Value, reading: Reading, parts: list[tuple[_native.Weight, Any, int]], *, add: bool
+        self, x: Value, source: int, reading: Reading, parts: list[tuple[_native.Weight, Any, int]], *, add: bool
     ) -> None:
-        """Emit linears that read x alike."""
-        source = self._slots[x.index]
+        """Emit linears that read x alike. source: as for `_rounded`."""
         if reading.block is not None:
-            self.program.linear(source, self._rounded(x, reading.block, reading.rounding), parts, add)
+            self.program.linear(source, self._rounded(x, source, reading.block, reading.rounding), parts, add)
             return
         if reading.rounding is None and not reading.halves:
             self.program.linear(source, -1, parts, add)
             return
-        free = self._free.get(x.width)
-        slot = free.pop() if free else self.program.slot(x.width)
+        slot = self._temporary(x.width)
         if reading.rounding is None:
             self.program.halve(source, slot)
         else:  # of weights that are held as floats: to integers and back
-            quantized = self._rounded(x, -(-x.width // _native.CHUNK) * _native.CHUNK, reading.rounding)
+            quantized = self._rounded(x, source, -(-x.width // _native.CHUNK) * _native.CHUNK, reading.rounding)
             self.program.restore(quantized, slot, reading.rounding.zero_point)
         self.program.linear(slot, -1, parts, add, reading.halves)
-        self._free.setdefault(x.width, []).append(slot)
+        self._free[x.width].append(slot)
+
+    @staticmethod
+    def _by_outliers(linears: Sequence[Operation]) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """Yield which of the linears leave the same columns of their input float."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for i, operation in enumerate(linears):
+            linear: NativeLinear = operation.detail["linear"]
+            found.setdefault(linear.columns, []).append(i)
+        yield from found.items()
 
     def _by_input(self, linears: Sequence[Operation]) -> Iterator[tuple[Reading, list[int]]]:
         """Yield which of the linears read the value alike."""
@@ -286,22 +321,28 @@ class _Compiler:
             return Reading(rounding=linear.input)
         return Reading(weight.block if linear.input is None else weight.declared_block, linear.input)
 
-    def _rounded(self, x: Value, block: int, rounding: InputParams | None) -> int:
-        """Return the quantized slot that holds x, after a step that fills it if it holds something else."""
+    def _rounded(self, x: Value, source: int, block: int, rounding: InputParams | None) -> int:
+        """Return the quantized slot that holds x, after a step that fills it if it holds something else.
+
+        source: the slot of x, or of what is left of it without outlier columns.
+        """
         key = (x.width, block)
         if key not in self._quantized:
             self._quantized[key] = self.program.quantized(*key)
         slot = self._quantized[key]
         if self._held.get(slot) != (x.index, rounding):
-            self.program.quantize(self._slots[x.index], slot, *_kind(rounding))
+            self.program.quantize(source, slot, *_kind(rounding))
             self._held[slot] = (x.index, rounding)
         return slot
 
     def _new(self, value: Value) -> int:
-        free = self._free.get(value.width)
-        slot = free.pop() if free else self.program.slot(value.width)
-        self._slots[value.index] = slot
+        slot = self._slots[value.index] = self._temporary(value.width)
         return slot
+
+    def _temporary(self, width: int) -> int:
+        """Return a slot that nothing lives in; whoever takes it puts it back into `_free`."""
+        free = self._free.setdefault(width, [])
+        return free.pop() if free else self.program.slot(width)
 
     def _take_over(self, at: int, value: Value, heir: Value) -> None:
         """Let `heir` be written over `value`, which operation `at` reads for the last time."""

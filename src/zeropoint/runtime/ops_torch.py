@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zeropoint.errors import InputError
 from zeropoint.models.rope import Rope
-from zeropoint.qparams.affine import dequantize
+from zeropoint.qparams.affine import restore
 from zeropoint.qparams.inputs import round_input
 from zeropoint.runtime.cache import TorchLayerCache, in_halves, in_int8
 from zeropoint.runtime.choices import CacheDtype
@@ -59,7 +59,7 @@ class TorchOps:
 
         On AVX2 the product with a transposed copy is up to twice as fast as F.linear's (docs/log.md).
         """
-        values = dequantize(weight.codes, weight.qparams, weight.scheme) if isinstance(weight, QTensor) else weight
+        values = restore(weight) if isinstance(weight, QTensor) else weight
         return TorchLinear(values.to(self.dtype).T.contiguous(), weight.input if isinstance(weight, QTensor) else None)
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:

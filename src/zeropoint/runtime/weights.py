@@ -83,12 +83,10 @@ class Weights:
 
     def restored_linear(self, name: str) -> Tensor:
         """Return the float32 values (rows, cols) of the linear `name`; of a quantized one what its codes stand for."""
-        from zeropoint.qparams.affine import dequantize
+        from zeropoint.qparams.affine import restore
 
         weight = self.linear(name)
-        return (
-            dequantize(weight.codes, weight.qparams, weight.scheme) if isinstance(weight, QTensor) else weight.float()
-        )
+        return restore(weight) if isinstance(weight, QTensor) else weight.float()
 
     def embed(self, ops: Ops, tokens: Tensor, batch: int) -> Iterator[Tensor]:
         """Yield the embedded windows, `batch` at a time: float32 (batch, length, hidden).

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from zeropoint.observe.activations import Activations
 from zeropoint.qparams.affine import dequantize, quantize
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.inputs import input_params, round_input
+from zeropoint.qparams.outliers import columns_from, zeroed
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.types import InputParams, InputScheme, Scheme
 
@@ -106,13 +108,21 @@ def trial_inputs(activations: Activations, *, seed: int) -> list[Tensor]:
 
 
 def _params(inputs: Sequence[Tensor], scheme: InputScheme | None) -> InputParams | None:
-    """Return how inputs are rounded: by a static scheme as the range of all of them wants."""
+    """Return how inputs are rounded: by a static scheme as the range of all of them wants.
+
+    Outlier columns of the inputs stay float here, those of the weights do not.
+    """
     if scheme is None:
         return None
+    columns: tuple[int, ...] = ()
+    if scheme.outlier_threshold is not None:
+        largest = torch.stack([x.abs().amax((0, 1)) for x in inputs]).amax(0)
+        columns = columns_from(largest, scheme.outlier_threshold)
     if scheme.dynamic:
-        return InputParams(scheme)
-    low, high = min(float(x.min()) for x in inputs), max(float(x.max()) for x in inputs)
-    return input_params(min(low, 0.0), max(high, 0.0), scheme)
+        return InputParams(scheme, outliers=columns)
+    others = [zeroed(x, columns) for x in inputs]
+    low, high = min(float(x.min()) for x in others), max(float(x.max()) for x in others)
+    return replace(input_params(min(low, 0.0), max(high, 0.0), scheme), outliers=columns)
 
 
 def _finish(block: Block, stage: Stage, params: Mapping[str, InputParams | None], at: tuple[State, Tensor]) -> State:

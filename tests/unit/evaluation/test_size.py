@@ -61,6 +61,21 @@ def test_zero_points_count() -> None:
     assert size.zero_point_bytes == 576 * 24 // 2
 
 
+def test_columns_that_stay_float_count() -> None:
+    scheme = Scheme(bits=8, granularity="channel", group_size=None)
+    stored = [
+        info(f"{NAME}.weight", "I8", 576, 1536),
+        info(f"{NAME}.weight_scale", "BF16", 576, 1),
+        info(f"{NAME}.outlier_columns", "I32", 6),
+        info(f"{NAME}.outlier_weight", "BF16", 576, 6),
+    ]
+    size = measure_size(by_name(*stored), {NAME: scheme})
+    assert (size.outlier_bytes, size.overhead_bytes) == (6 * 4 + 576 * 6 * 2, 0)
+    assert size.linear_bytes == size.code_bytes + size.scale_bytes + size.outlier_bytes
+    assert size.bits_per_weight == 8 * (576 * 1536 + 576 * 2 + 6 * 4 + 576 * 6 * 2) / (576 * 1536)
+    assert (size.linear_weights, size.weights) == (576 * 1536, 576 * 1536)
+
+
 def test_a_shorter_last_group_counts_as_what_it_takes() -> None:
     scheme = Scheme(bits=4, group_size=128)
     size = measure_size(by_name(*packed(NAME, 576, 576, scheme)), {NAME: scheme})  # groups of 128, 128, 128, 128, 64

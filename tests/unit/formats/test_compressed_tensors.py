@@ -18,7 +18,7 @@ import zeropoint
 from golden.formats import qtensor
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
 from zeropoint.formats.compressed_tensors import config, pack, schemes, supports, tensor_names, unpack
-from zeropoint.types import QParams, QTensor, ScaleDtype, Scheme
+from zeropoint.types import InputParams, InputScheme, QParams, QTensor, ScaleDtype, Scheme
 
 LAYER = "model.layers.0.mlp.down_proj"
 INT4 = Scheme(4, True, "group", 32)
@@ -35,6 +35,64 @@ def stored(**changes: object) -> dict[str, Any]:
     made = config({LAYER: INT4})
     made["config_groups"]["group_0"]["weights"] |= changes
     return made
+
+
+# Outlier columns
+
+
+OUTLIERS = InputScheme(outlier_threshold=6.0)
+
+
+def with_outliers(columns: tuple[int, ...] = (2, 5)) -> QTensor:
+    q = qtensor((4, 64), INT8)
+    return replace(q, input=InputParams(OUTLIERS, outliers=columns), outliers=torch.ones(4, len(columns)))
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("outlier_columns", torch.tensor([2, 5])),
+        ("outlier_columns", torch.tensor([[2, 5]], dtype=torch.int32)),
+        ("outlier_columns", torch.tensor([5, 2], dtype=torch.int32)),
+        ("outlier_columns", torch.tensor([2, 2], dtype=torch.int32)),
+        ("outlier_columns", torch.tensor([-1, 2], dtype=torch.int32)),
+        ("outlier_columns", torch.tensor([2, 64], dtype=torch.int32)),
+        ("outlier_weight", torch.ones(4, 3)),
+        ("outlier_weight", torch.ones(3, 2)),
+        ("outlier_weight", torch.ones(4, 2, dtype=torch.int8)),
+    ],
+)
+def test_outlier_columns_that_are_wrong_are_refused_by_name(part: str, wrong: Tensor) -> None:
+    tensors = pack(LAYER, with_outliers())
+    with pytest.raises(CheckpointError, match=rf"{LAYER}\.{part} "):
+        unpack(LAYER, tensors | {f"{LAYER}.{part}": wrong}, INT8, OUTLIERS)
+    del tensors[f"{LAYER}.{part}"]
+    with pytest.raises(CheckpointError, match=f"{part} missing"):
+        unpack(LAYER, tensors, INT8, OUTLIERS)
+
+
+def test_outlier_columns_and_their_weights_belong_together() -> None:
+    q = with_outliers()
+    for wrong in (replace(q, outliers=None), replace(q, outliers=torch.ones(4, 3)), replace(q, input=None)):
+        with pytest.raises(InternalError, match=LAYER):
+            pack(LAYER, wrong)
+
+
+@pytest.mark.parametrize("scheme", [INT8, INT4])
+def test_outliers_have_a_format_of_their_own_and_no_other(scheme: Scheme) -> None:
+    made = config({LAYER: scheme}, {LAYER: OUTLIERS})
+    group = made["config_groups"]["group_0"]
+    assert made["quant_method"] == "compressed-tensors"
+    assert made["format"] == group["format"] == "zeropoint-outliers"
+    assert group["input_activations"]["outlier_threshold"] == 6.0
+    usual = config({LAYER: scheme}, {LAYER: InputScheme()})
+    assert "outlier_threshold" not in usual["config_groups"]["group_0"]["input_activations"]
+    group["format"] = usual["format"]
+    with pytest.raises(CheckpointError, match=r"format .* is not supported.*'zeropoint-outliers'"):
+        schemes(made, (LAYER,))
+    usual["config_groups"]["group_0"]["format"] = "zeropoint-outliers"
+    with pytest.raises(CheckpointError, match="format 'zeropoint-outliers' is not supported"):
+        schemes(usual, (LAYER,))
 
 
 # What can be stored

@@ -46,6 +46,39 @@ def test_a_scheme_is_shown_with_that_of_its_input() -> None:
     assert "int4 g64 sym x int8 token" in line(text, "q_proj x2")
 
 
+def test_outlier_columns_are_counted_and_layers_with_many_are_named() -> None:
+    rows = tuple(
+        msgspec.structs.replace(row, outlier_columns=154 if row.name == "model.layers.1.mlp.down_proj" else index)
+        for index, row in enumerate(layers(3))
+    )
+    note = "outlier columns stay float, which only zeropoint can run"
+    text = shown(quantized(msgspec.structs.replace(quantization(3), layers=rows, format_note=note)), 100)
+    assert line(text, "q_proj x3")[3] == "0 4 8"
+    assert line(text, "down_proj x3")[3] == "3 11 154"
+    assert "more than 10 % outlier columns, in 1 of 12 layers:" in text
+    assert line(text, "model.layers.1.mlp.down_proj") == ["model.layers.1.mlp.down_proj: 154 of 1,536"]
+    assert note in text
+    assert line(shown(quantized(quantization(3), all_rows=True), 120), "layer")[3:] == [
+        "rounding",
+        "SQNR dB",
+        "output dB",
+    ]
+    every = shown(quantized(msgspec.structs.replace(quantization(3), layers=rows), all_rows=True), 120)
+    assert line(every, "model.layers.2.self_attn.q_proj")[4] == "8"
+    assert "stay float" not in every
+
+
+def test_an_inspection_counts_outlier_columns() -> None:
+    found = inspection()
+    rows = tuple(
+        msgspec.structs.replace(row, outlier_columns=5) if row.role == "linear" else row for row in found.tensors
+    )
+    text = shown(inspected(msgspec.structs.replace(found, tensors=rows)), 120)
+    assert line(text, "layers")[:5] == ["layers", "shape", "stored as", "bytes", "outliers"]
+    assert all(re.split(r"\s{2,}", row)[4] == "5" for row in text.splitlines() if "_proj x" in row)
+    assert "outliers" not in shown(inspected(found), 120)
+
+
 def test_one_window_shows_that_there_is_no_interval() -> None:
     alone = evaluation(ratio_interval95=None, kl_interval95=None, top1_interval95=None)
     assert line(shown(evaluated(alone)), "perplexity")[-1] == "-"

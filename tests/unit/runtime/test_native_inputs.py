@@ -47,6 +47,27 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
         "w4a8",
         ["weights.group_size=16", "activations.dynamic=false", "activations.symmetric=false"],
     ),
+    "static outliers of groups that are held as floats": (
+        "w4a8",
+        [
+            "weights.group_size=16",
+            "activations.dynamic=false",
+            "activations.symmetric=false",
+            "activations.outlier_threshold=2.8",
+        ],
+    ),
+    "outliers of a stage that differ": (
+        "w8a8_static",
+        [
+            "activations.outlier_threshold=2.8",
+            "rules.0.layers=*.k_proj",
+            "rules.0.activations.outlier_threshold=2.3",
+            "rules.1.layers=re:.*(v|gate)_proj",
+            "rules.1.activations.outlier_threshold=none",
+            "rules.2.layers=*.q_proj",
+            "rules.2.activations.dynamic=true",
+        ],
+    ),
     "layers of one stage that differ": (
         "w8a8_static",
         [

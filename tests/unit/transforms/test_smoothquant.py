@@ -154,3 +154,16 @@ def test_the_trial_counts_what_is_quantized_only(tmp_path: Path) -> None:
         weights_only, both = made.trial(inputs=None).error(made.block), made.trial().error(made.block)
         coarse = made.trial(inputs=None, scheme=replace(W8, bits=4)).error(made.block)
     assert 0 < weights_only < both < coarse < 1
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_the_trial_leaves_outlier_columns_float(tmp_path: Path, dynamic: bool) -> None:
+    made = make(tmp_path / "model").with_outliers(30.0)
+    plain = InputScheme(dynamic=dynamic)
+    with torch.inference_mode():
+        errors = [
+            made.trial(inputs=scheme).error(made.block) for scheme in (plain, replace(plain, outlier_threshold=20.0))
+        ]
+        none = made.trial(inputs=replace(plain, outlier_threshold=1e6)).error(made.block)
+    assert errors[1] < errors[0] / 2
+    assert none == errors[0]
