@@ -185,6 +185,9 @@ class PackedWeight:
 KVCache: TypeAlias = Literal["float16", "int8"]
 """What a recipe can ask of keys and values at run time: int8 has one scale for each head and token."""
 
+RunActivations: TypeAlias = Literal["int8", "bfloat16", "float"]
+"""How linears read their inputs in the native runtime, see `zeropoint.runtime.native_runner.NativeRunner`."""
+
 Embeddings: TypeAlias = Literal["stored", "int8"]
 """What a recipe can ask of embedding and head at run time: as they are stored, or int8 with a scale for each row."""
 

@@ -9,7 +9,7 @@ import click
 
 from zeropoint.cli import console
 from zeropoint.cli.options import example, json_option, native_options, threads_option
-from zeropoint.runtime.choices import Activations
+from zeropoint.types import RunActivations
 
 
 @click.command(
@@ -51,7 +51,7 @@ def command(
     tokens: int,
     runs: int,
     embeddings: Literal["stored", "int8"] | None,
-    activations: Activations,
+    activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,

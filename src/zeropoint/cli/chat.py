@@ -11,7 +11,7 @@ import click
 from zeropoint.cli import console
 from zeropoint.cli.options import example, native_options, runtime_option, sampling_options, threads_option
 from zeropoint.errors import InputError
-from zeropoint.runtime.choices import Activations
+from zeropoint.types import RunActivations
 
 
 @click.command(
@@ -36,7 +36,7 @@ def command(
     seed: int,
     runtime: Literal["native", "torch"],
     embeddings: Literal["stored", "int8"] | None,
-    activations: Activations,
+    activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
 ) -> None:

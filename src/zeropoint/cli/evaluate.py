@@ -18,7 +18,7 @@ from zeropoint.cli.options import (
     text_option,
     threads_option,
 )
-from zeropoint.runtime.choices import Activations
+from zeropoint.types import RunActivations
 
 
 @click.command(
@@ -69,7 +69,7 @@ def command(
     fail_on: tuple[str, ...],
     runtime: Literal["native", "torch"],
     embeddings: Literal["stored", "int8"] | None,
-    activations: Activations,
+    activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,

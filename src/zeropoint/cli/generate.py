@@ -18,7 +18,7 @@ from zeropoint.cli.options import (
     sampling_options,
     threads_option,
 )
-from zeropoint.runtime.choices import Activations
+from zeropoint.types import RunActivations
 
 
 @click.command(
@@ -48,7 +48,7 @@ def command(
     chat: bool,
     runtime: Literal["native", "torch"],
     embeddings: Literal["stored", "int8"] | None,
-    activations: Activations,
+    activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,
     as_json: bool,

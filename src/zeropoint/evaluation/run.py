@@ -34,13 +34,12 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Windows, judging_windows, require_readable
 from zeropoint.observe.walk import run_blocks
 from zeropoint.progress import Progress, ProgressCallback
-from zeropoint.runtime.choices import Activations as RunActivations
 from zeropoint.runtime.choices import CacheDtype, require_possible
 from zeropoint.runtime.native_runner import NativeRunner, NativeSession
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.torch_runner import exact_unless_asked
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings
+from zeropoint.types import Embeddings, RunActivations
 
 BATCH_TOKENS = 4096
 """Tokens that run through a block together."""

@@ -36,8 +36,8 @@ from zeropoint.evaluation.speed_process import (
 )
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime import _native
-from zeropoint.runtime.choices import Activations, CacheDtype
-from zeropoint.types import Embeddings
+from zeropoint.runtime.choices import CacheDtype
+from zeropoint.types import Embeddings, RunActivations
 
 STREAM_BYTES = 512 << 20
 """Read to measure the bandwidth; many times what caches hold."""
@@ -55,7 +55,7 @@ def bench(
     runs: int = 5,
     threads: int | None = None,
     embeddings: Embeddings | None = None,
-    activations: Activations = "int8",
+    activations: RunActivations = "int8",
     kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,
 ) -> Bench:
@@ -122,7 +122,7 @@ def measure_speeds(
     runs: int,
     threads: int | None = None,
     embeddings: Embeddings | None = None,
-    activations: Activations = "int8",
+    activations: RunActivations = "int8",
     kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,
 ) -> Speeds:

@@ -29,8 +29,8 @@ import msgspec
 
 from zeropoint import errors
 from zeropoint.errors import InputError, ProcessError, ZeropointError
-from zeropoint.runtime.choices import Activations, CacheDtype
-from zeropoint.types import Embeddings
+from zeropoint.runtime.choices import CacheDtype
+from zeropoint.types import Embeddings, RunActivations
 
 if TYPE_CHECKING:
     from zeropoint.runtime.generate import LanguageModel
@@ -59,7 +59,7 @@ class Model(Message, frozen=True, kw_only=True):
     path: str
     threads: int
     embeddings: Embeddings | None
-    activations: Activations
+    activations: RunActivations
     kv_cache: CacheDtype | None = None
     positions: int
 

@@ -20,9 +20,6 @@ from zeropoint.types import Embeddings, KVCache
 
 CONFIG_KEY = "zeropoint"
 
-Activations = Literal["int8", "bfloat16", "float"]
-"""How linears read their inputs in the native runtime, see `zeropoint.runtime.native_runner.NativeRunner`."""
-
 CacheDtype = Literal["float16", "float32", "int8"]
 """What a cache of keys and values can be; float32 is for comparing."""
 

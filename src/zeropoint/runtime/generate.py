@@ -14,12 +14,12 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.models.parts import Config
-from zeropoint.runtime.choices import Activations, CacheDtype, require_possible
+from zeropoint.runtime.choices import CacheDtype, require_possible
 from zeropoint.runtime.decode import Pieces, tokens_after
 from zeropoint.runtime.runner import Runner, Session
 from zeropoint.runtime.sampler import Sampler
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings
+from zeropoint.types import Embeddings, RunActivations
 
 
 def load(
@@ -27,7 +27,7 @@ def load(
     *,
     runtime: Literal["native", "torch"] = "native",
     threads: int | None = None,
-    activations: Activations = "int8",
+    activations: RunActivations = "int8",
     embeddings: Embeddings | None = None,
     kv_cache: CacheDtype | None = None,
 ) -> LanguageModel:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
 from zeropoint.runtime import _native
-from zeropoint.runtime.choices import Activations, CacheDtype, Choices
+from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings, PackedWeight, StoredArray
+from zeropoint.types import Embeddings, PackedWeight, RunActivations, StoredArray
 
 SLAB_BYTES = 8 << 20
 """Of a float weight, read and put into panels at once."""
@@ -46,7 +46,7 @@ class NativeRunner:
         weights: Weights,
         *,
         threads: int | None = None,
-        activations: Activations = "int8",
+        activations: RunActivations = "int8",
         embeddings: Embeddings | None = None,
         cache: CacheDtype | None = None,
     ) -> None:
@@ -106,14 +106,14 @@ class NativeRunner:
         """Whether any linear has integer weights, so that `activations` makes a difference."""
         return any(not weight.is_float for weight in self._linear_weights())
 
-    def with_activations(self, activations: Activations) -> Self:
+    def with_activations(self, activations: RunActivations) -> Self:
         """Return a runner of the same weights, in the same memory, that rounds activations otherwise."""
         other = copy.copy(self)
         other._program = self._compile(activations)
         return other
 
-    def _compile(self, activations: Activations) -> _native.Program:
-        if activations not in get_args(Activations):
+    def _compile(self, activations: RunActivations) -> _native.Program:
+        if activations not in get_args(RunActivations):
             raise InputError(f"activations is {activations!r}; it must be 'int8', 'bfloat16' or 'float'")
         return compile_program(self._operations, head=self._head, pool=self._pool, activations=activations)
 

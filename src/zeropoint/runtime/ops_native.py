@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.runtime import _native
-from zeropoint.runtime.choices import Activations
-from zeropoint.types import InputParams
+from zeropoint.types import InputParams, RunActivations
 
 Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
@@ -147,7 +146,7 @@ class NativeOps:
 
 
 def compile_program(
-    operations: Sequence[Operation], *, head: int, pool: _native.Pool, activations: Activations
+    operations: Sequence[Operation], *, head: int, pool: _native.Pool, activations: RunActivations
 ) -> _native.Program:
     """Return the program that computes the last operation's value.
 
@@ -162,7 +161,7 @@ class _Compiler:
     """Emits the steps of a program, one operation or several at a time."""
 
     def __init__(
-        self, operations: Sequence[Operation], head: int, pool: _native.Pool, activations: Activations
+        self, operations: Sequence[Operation], head: int, pool: _native.Pool, activations: RunActivations
     ) -> None:
         self._operations = operations
         self._activations = activations
