@@ -236,6 +236,14 @@ class ChannelAbsMax:
 
 
 @dataclass(frozen=True)
+class ChannelAbsMean:
+    """The mean magnitude of each input column: float64 (cols,)."""
+
+    values: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
 class ChannelMean:
     """The mean of each input column: float64 (cols,)."""
 
@@ -294,7 +302,15 @@ class TokenSample:
 
 
 Stats: TypeAlias = (
-    MinMax | Histogram | ChannelAbsMax | ChannelMean | SecondMoment | BatchRanges | TokenAbsMax | TokenSample
+    MinMax
+    | Histogram
+    | ChannelAbsMax
+    | ChannelAbsMean
+    | ChannelMean
+    | SecondMoment
+    | BatchRanges
+    | TokenAbsMax
+    | TokenSample
 )
 
 

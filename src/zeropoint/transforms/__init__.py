@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from zeropoint.models.parts import FloatBlock
 
-NOT_CAPABILITIES = ("apply", "fold", "trial")
+NOT_CAPABILITIES = ("apply", "fold", "strengths", "trial")
 
 OutputError: TypeAlias = Callable[[FloatBlock], float]
 """The error of a block's output when the block is quantized, from 0; `trial.Trial` says which."""

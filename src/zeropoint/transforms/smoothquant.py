@@ -6,9 +6,7 @@ over the tokens of the input X and over the linears W of one stage. Inputs have 
 larger than the others, and one scale per token rounds the others to nothing; weights have none and can take some.
 1 / s goes into what feeds the stage (fold.py): in a Llama block two norms, v_proj for o_proj, up_proj for down_proj.
 
-a, the strength, is searched for each stage: from START in steps, up or down, as long as the error of the block's output
-falls, the whole block being quantized. 0 leaves the stage as it is (the formula at 0 would not), so that the search
-never ends above where it began.
+a, the strength, is searched for each stage (strengths.py); published ones are 0.5 for OPT and 0.8 to 0.85 for Llama.
 Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4.
 """
 
@@ -21,18 +19,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from zeropoint.errors import InternalError
 from zeropoint.models.parts import FloatBlock, Flow, Stage
-from zeropoint.transforms import OutputError, Rewritten, StageNote
-from zeropoint.transforms.fold import Fold, find_fold
+from zeropoint.qparams.statistics import of_type
+from zeropoint.transforms import OutputError, Rewritten
+from zeropoint.transforms.fold import Fold
+from zeropoint.transforms.strengths import column_maxima, rescale
 from zeropoint.types import ChannelAbsMax, Stats
 
 NEEDS: tuple[str, ...] = ("channel_absmax",)
-
-GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""The strengths that may be tried beside 0; published ones are 0.5 for OPT and 0.8 to 0.85 for Llama."""
-
-START = GRID.index(0.5)
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,61 +43,15 @@ def transform(
     error: OutputError,
 ) -> Rewritten:
     """Return the block with smoother inputs; a stage whose scale can go nowhere has a note that says why."""
-    notes: list[StageNote] = []
-    lowest = error(block) if options.strength == "search" else 0.0
-    for stage in flow:
-        if all(f"{name}.weight" in block.dtypes for name in stage.linears):  # nothing here is quantized
-            notes.append(StageNote(stage.linears, 0.0))
-            continue
-        fold = find_fold(block, flow, stage)
-        if isinstance(fold, str):
-            notes.append(StageNote(stage.linears, 0.0, fold))
-            continue
-        absmax = stats[stage]["channel_absmax"]
-        if not isinstance(absmax, ChannelAbsMax):
-            raise InternalError(f"channel_absmax gave {type(absmax).__name__}")
-        if options.strength == "search":
-            strength, block, lowest = _best(block, fold, absmax.values, error, lowest)
-        else:
-            strength, block = options.strength, smoothed(block, fold, absmax.values, options.strength)
-        notes.append(StageNote(stage.linears, strength))
-    return Rewritten(block, tuple(notes))
+
+    def scale(block: FloatBlock, fold: Fold, strength: float) -> Tensor:
+        absmax = of_type(stats[fold.stage], "channel_absmax", ChannelAbsMax).values
+        return smoothing_scale(fold.largest(absmax), column_maxima(block, fold), strength)
+
+    return rescale(block, flow, options.strength, error, scale)
 
 
-def _best(
-    block: FloatBlock, fold: Fold, absmax: Tensor, error: OutputError, lowest: float
-) -> tuple[float, FloatBlock, float]:
-    """Return the best strength for one stage, the block with it, and its error. lowest: the error of `block`."""
-
-    def tried(strength: float) -> tuple[float, FloatBlock, float]:
-        candidate = smoothed(block, fold, absmax, strength)
-        return strength, candidate, error(candidate)
-
-    best = tried(GRID[START])
-    upwards, downwards = GRID[START + 1 :], GRID[:START][::-1]
-    for way in (upwards, downwards):
-        for strength in way:
-            found = tried(strength)
-            if found[2] >= best[2]:
-                break
-            best = found
-        if best[0] in upwards:
-            break
-    return best if best[2] < lowest else (0.0, block, lowest)
-
-
-def smoothed(block: FloatBlock, fold: Fold, absmax: Tensor, strength: float) -> FloatBlock:
-    """Return the block with one stage smoothed. absmax: float32 (cols,), of the stage's input."""
-    return fold.apply(block, smoothing_scale(block, fold, absmax, strength)) if strength else block
-
-
-def smoothing_scale(block: FloatBlock, fold: Fold, absmax: Tensor, strength: float) -> Tensor:
-    """Return s for each channel of the feeder: float32 (channels,), > 0; 1 where the input or the weights are all zero.
-
-    absmax: float32 (cols,), of the stage's input.
-    """
-    weights = (block.tensors[f"{name}.weight"] for name in fold.stage.linears)
-    columns = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    inputs, weight = fold.largest(absmax), fold.largest(columns)
-    scale = inputs.pow(strength) / weight.pow(1 - strength)
-    return torch.where((inputs > 0) & (weight > 0), scale, 1.0)
+def smoothing_scale(inputs: Tensor, weights: Tensor, strength: float) -> Tensor:
+    """Return s, > 0; 1 where the input or the weights are all zero. inputs, weights: largest magnitudes (channels,)."""
+    scale = inputs.pow(strength) / weights.pow(1 - strength)
+    return torch.where((inputs > 0) & (weights > 0), scale, 1.0)

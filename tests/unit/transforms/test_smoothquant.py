@@ -12,7 +12,8 @@ from reference.smoothquant import shared, smooth
 from unit.transforms.blocks import W8, Made, make
 from zeropoint.models.parts import FloatBlock
 from zeropoint.transforms import Rewritten
-from zeropoint.transforms.smoothquant import GRID, START, Options, transform
+from zeropoint.transforms.smoothquant import Options, transform
+from zeropoint.transforms.strengths import GRID, START
 from zeropoint.types import InputScheme
 
 INPUTS = [InputScheme(), InputScheme(dynamic=False), InputScheme(dynamic=False, symmetric=False)]
