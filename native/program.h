@@ -86,7 +86,6 @@ class Program {
     void push(Step step);
     void begin_head() { head_ = steps_.size(); }   // steps from here on run for those rows whose logits are wanted
     void set_result(int slot) { result_ = slot; }
-    void set_floats(bool floats) { floats_ = floats; }   // linears of integer weights read floats
 
     // Append tokens to the cache; put the logits of the last `wanted` of them into logits (wanted, stride), where stride
     // is the vocabulary in whole chunks.
@@ -122,7 +121,6 @@ class Program {
     std::vector<Step> steps_;
     size_t head_ = 0;
     int result_ = NONE;
-    bool floats_ = false;
     std::vector<Slot> slots_;
     std::vector<Quantized> quantized_;
     std::vector<Rope> ropes_;

@@ -40,13 +40,13 @@ StoredWeight::StoredWeight(Kind kind, int bits, int rows, int cols, int group, b
     w.group = group >= cols ? w.padded_cols : group;
     w.groups = (w.padded_cols + w.group - 1) / w.group;
     w.block = block_for(w.group, w.padded_cols);
-    data_ = Buffer<uint8_t>(w.panels() * w.panel_bytes());
+    data_ = Buffer<uint8_t>::in_huge_pages(w.panels() * w.panel_bytes());
     w.data = data_.data();
     if (kind != Kind::codes) return;
     const size_t scales = size_t(w.panels()) * w.groups * PANEL;
-    if (scales16) scale16_ = Buffer<uint16_t>(scales), w.scale16 = scale16_.data();
-    else scale32_ = Buffer<float>(scales), w.scale32 = scale32_.data();
-    if (zeros) zero_ = Buffer<uint8_t>(scales), w.zero = zero_.data();
+    if (scales16) scale16_ = Buffer<uint16_t>::in_huge_pages(scales), w.scale16 = scale16_.data();
+    else scale32_ = Buffer<float>::in_huge_pages(scales), w.scale32 = scale32_.data();
+    if (zeros) zero_ = Buffer<uint8_t>::in_huge_pages(scales), w.zero = zero_.data();
 }
 
 void StoredWeight::put_codes(Pool& pool, int first, int count, const uint32_t* words, size_t stride, const float* scales,

@@ -33,7 +33,8 @@ uint64_t sum(const uint64_t* p, size_t words) {
 
 double stream(Pool& pool, size_t bytes, int repeats) {
     const size_t step = 8 * PLACES, each = std::max<size_t>(1, bytes / 8 / pool.size() / step) * step;  // words of a thread
-    const Buffer<uint64_t> memory(each * pool.size() + AHEAD);
+    auto memory = Buffer<uint64_t>::in_huge_pages(each * pool.size() + AHEAD);   // as weights are
+    std::fill_n(memory.data(), memory.size(), 0);   // pages that nobody has written to are all one page
     std::vector<double> seconds;
     std::vector<uint64_t> sums(size_t(pool.size()) * 8);  // a cache line for each thread
     for (int i = 0; i < repeats; i++) {

@@ -611,8 +611,42 @@ void check_choice() {
 
 }  // namespace
 
+// Pages of /proc/self/statm: addresses that are mapped.
+long mapped_pages() {
+    std::FILE* f = std::fopen("/proc/self/statm", "r");
+    long pages = -1;
+    if (!f || std::fscanf(f, "%ld", &pages) != 1) pages = -1;
+    if (f) std::fclose(f);
+    return pages;
+}
+
+void check_pages() {
+    const auto take = [](size_t bytes) {
+        auto buffer = Buffer<uint8_t>::in_huge_pages(bytes);
+        bool zero = true;
+        for (size_t i = 0; i < bytes; i += 61) zero = zero && buffer.data()[i] == 0;
+        expect(zero && reinterpret_cast<uintptr_t>(buffer.data()) % 64 == 0, "pages of zeros, aligned");
+        std::memset(buffer.data(), 255, bytes);
+        return buffer;
+    };
+    take(1);
+    const long before = mapped_pages();
+    for (int turn = 0; turn < 3; turn++) {
+        std::vector<Buffer<uint8_t>> buffers;
+        for (const size_t bytes : {1, 100, 3 << 20, 140 << 20, 7, 1 << 20}) buffers.push_back(take(bytes));
+        Buffer<uint8_t> moved = std::move(buffers[2]);
+        buffers.erase(buffers.begin());
+        bool kept = true;
+        for (const auto& buffer : buffers)
+            for (size_t i = 0; i < buffer.size(); i += 61) kept = kept && buffer.data()[i] == 255;
+        expect(kept, "pages keep what was written");
+    }
+    expect(mapped_pages() <= before, "pages go back to the system");
+}
+
 int main() {
     check_choice();
+    check_pages();
     check_faults();
     check_configuration();
 
