@@ -9,14 +9,15 @@ of a statistics pass over 32 and over 512 windows.
 from rows import run
 
 PLAIN = ["rounding=rtn", "range=minmax", "transforms=[]"]
-SHORT = ["calibration.length=128", "activation_range=mse"]
+SHORT = ["calibration.length=128", "activation_range=mse", "static_error_limit=none"]
 
 ROWS = {
+    "w8a16-plain": ("w8a16", PLAIN),
     "w8a16": ("w8a16", []),
     "w8a16-kv8": ("w8a16", ["kv_cache=int8"]),
     "w8a8-plain": ("w8a8", PLAIN),
     "w8a8": ("w8a8", []),
-    "static-plain": ("w8a8_static", [*PLAIN, "activation_range=minmax"]),
+    "static-plain": ("w8a8_static", [*PLAIN, "activation_range=minmax", "static_error_limit=none"]),
     "static": ("w8a8_static", []),
     "w4a16": ("w4a16", []),
     "w4a8-plain": ("w4a8", ["transforms=[]"]),

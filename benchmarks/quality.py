@@ -11,7 +11,8 @@ ROWS = {
     "w4-asym-rtn": ("w4a16_asym", ["rounding=rtn", "range=minmax"]),
     "w4-asym-gptq": ("w4a16_asym", []),
     "w3-gptq": ("w3a16", []),
-    "w8-rtn": ("w8a16", []),
+    "w8-rtn": ("w8a16", ["rounding=rtn", "range=minmax"]),
+    "w8-gptq": ("w8a16", []),
 }
 
 if __name__ == "__main__":

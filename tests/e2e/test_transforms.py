@@ -13,7 +13,8 @@ from tiny import make_gguf, make_llama
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.runtime.weights import Weights
 
-SMALL = ("--recipe", "w8a16", "--set", "calibration.samples=8", "--set", "calibration.length=32")
+SETTINGS = ("rounding=rtn", "range=minmax", "calibration.samples=8", "calibration.length=32")
+SMALL = ("--recipe", "w8a16", *(part for setting in SETTINGS for part in ("--set", setting)))
 ROUNDED = ("--set", "activations.dynamic=true")
 SMOOTH = (*ROUNDED, "--set", "transforms=smoothquant")
 

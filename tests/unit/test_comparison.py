@@ -166,7 +166,7 @@ def test_something_else_among_the_kept_is_refused_and_left_alone(
 
 def test_another_calibration_text_is_another_model(folder: Path, kept: tuple[Path, Comparison]) -> None:
     with pytest.raises(OutputError, match=r"calibrated: was calibrated on another text, calibration\.txt"):
-        compared(folder, keep=kept[0], calibration=folder / "text.txt")
+        compared(folder, str(folder / "calibrated.toml"), keep=kept[0], calibration=folder / "text.txt")
 
 
 def test_a_recipe_that_fails_is_a_row_and_the_others_go_on(

@@ -63,9 +63,9 @@ def test_the_presets_are_those_promised() -> None:
     assert load_recipe("w4a16").weights == Scheme(4, True, "group", 64)
     assert load_recipe("w4a16_asym").weights == Scheme(4, False, "group", 64)
     assert load_recipe("w3a16").weights == Scheme(3, True, "group", 64)
-    assert load_recipe("w8a16").plan() == LayerPlan(Scheme(8, True, "channel", None), Choice("minmax"), Choice("rtn"))
+    assert load_recipe("w8a16").plan() == LayerPlan(Scheme(8, True, "channel", None), Choice("mse"), Choice("gptq"))
     dynamic, static = InputScheme(8, dynamic=True, symmetric=True), InputScheme(8, dynamic=False, symmetric=False)
-    measured = LayerPlan(Scheme(8, True, "channel", None), Choice("mse"), Choice("gptq"))
+    measured = load_recipe("w8a16").plan()
     assert load_recipe("w8a8").plan() == replace(measured, activations=dynamic)
     assert load_recipe("w8a8_static").plan() == replace(
         measured, activations=static, activation_range=Choice("auto"), static_error_limit=0.01
