@@ -68,7 +68,7 @@ def test_the_presets_are_those_promised() -> None:
     measured = load_recipe("w8a16").plan()
     assert load_recipe("w8a8").plan() == replace(measured, activations=dynamic)
     assert load_recipe("w8a8_static").plan() == replace(
-        measured, activations=static, activation_range=Choice("auto"), static_error_limit=0.01
+        measured, activations=static, activation_range=Choice("auto"), static_error_limit=0.001
     )
     assert load_recipe("w4a8").plan() == replace(load_recipe("w4a16").plan(), activations=dynamic)
     for name in ("w8a8", "w8a8_static", "w4a8"):
