@@ -23,6 +23,7 @@ ORDER = (
     "errors",
     "progress",
     "threads",
+    "heap",
     "find",
     "toml",
     "recipe",
@@ -47,7 +48,7 @@ ORDER = (
 )
 
 # What runs for `--help` and `inspect --headers`: no torch.
-LIGHT = ("", "types", "errors", "progress", "find", "toml", "recipe", "checkpoint", "models", "report", "cli")
+LIGHT = ("", "types", "errors", "progress", "heap", "find", "toml", "recipe", "checkpoint", "models", "report", "cli")
 
 
 def place(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from zeropoint import heap
 from zeropoint.checkpoint.reader import Checkpoint
 from zeropoint.errors import CheckpointError, TextError
 
@@ -106,7 +106,7 @@ def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{checkpoint.path}: tokenizer.json cannot be read ({str(error)[:200]})") from error
     del content
-    _trim()
+    heap.give_back()
     backend.no_truncation()  # a file saved by a training script cuts every text at its own window
     backend.no_padding()
     settings = _side_json(checkpoint, "tokenizer_config.json")
@@ -208,10 +208,3 @@ def _chat_template(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> str |
     if isinstance(found, list):  # [{"name": "default", "template": ...}, {"name": "tool_use", ...}]
         found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}.get("default")
     return found if isinstance(found, str) else None
-
-
-def _trim() -> None:
-    """Let malloc of the GNU C library give back what reading JSON has freed: 16 MB of a vocabulary of 49,152."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from zeropoint import find
+from zeropoint import find, heap
 from zeropoint.cli import console
 from zeropoint.cli.options import example, json_option, limit_torch, threads_option
 
@@ -93,6 +93,7 @@ def command(
         raise click.UsageError(f"--{next(iter(given))} is about the inputs of layers; name them with --layer.")
     limit_torch(threads)
     if layer is not None:
+        heap.map_large()
         _show_inputs(path, layer, given, as_json=as_json)
         return
     from zeropoint.inspection import inspect

@@ -7,10 +7,9 @@ from typing import Literal
 
 import click
 
+from zeropoint import heap
 from zeropoint.cli import console
 from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, threads_option
-
-M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 8 << 20  # malloc.h
 
 
 @click.command(
@@ -62,7 +61,7 @@ def command(
     limit_torch(threads)
     from zeropoint.pipeline import quantize
 
-    _map_large_tensors()
+    heap.map_large()
     with console.progress() as progress:
         result = quantize(model, output, recipe=loaded, calibration=calibration, overwrite=overwrite, progress=progress)
     if as_json:
@@ -71,16 +70,3 @@ def command(
     from zeropoint.report.terminal import quantized
 
     console.show(quantized(result))
-
-
-def _map_large_tensors() -> None:
-    """Let malloc of the GNU C library give tensors of 8 MB and more back to the system when they are freed.
-
-    By itself it raises that limit to what it has seen freed, and long-lived activations among short-lived ones then
-    break the heap into holes: the peak of one and the same run was between 1,147 and 1,335 MB (docs/log.md).
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

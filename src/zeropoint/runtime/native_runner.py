@@ -14,6 +14,7 @@ from typing import Any, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint import heap
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
 from zeropoint.runtime import _native
@@ -69,6 +70,7 @@ class NativeRunner:
         loader = _Loader(weights, self._pool)
         self._operations, self._head = _record(weights, loader, self.embeddings)
         self._program = self._compile(activations)
+        heap.give_back()
         self.weight_bytes = loader.bytes
         """Memory that the weights take."""
         self.token_bytes = loader.bytes - loader.looked_up_bytes
