@@ -7,8 +7,8 @@ of a group; a column that meets large inputs then has less of it, relative to it
 1 / s goes into what feeds the stage (fold.py), so that the file and its speed stay the same.
 
 a, the strength, is searched for each stage by the error of the block's output (strengths.py); a block whose output gets
-no better stays as it was. The paper's scale is mean |X_j|^a alone; the weights' part levels the columns of a group, as in
-SmoothQuant.
+no better stays as it was. The paper's scale is mean |X_j|^a alone; the weights' part levels the columns of a group, as
+in SmoothQuant.
 Source: Lin et al. 2023, arXiv:2306.00978, eq. 4 and 5. The search for clipping there is the range rule mse here.
 """
 
