@@ -31,6 +31,7 @@ def expected(reference: Tensor, quantized: Tensor, targets: Tensor) -> tuple[np.
 
 
 @settings(max_examples=60, deadline=None)
+@example(tokens=6, vocabulary=581, noise=0.1, peak=0.0, shift=-100.0, seed=0)
 @example(tokens=10, vocabulary=18, noise=60.0, peak=5.0, shift=7.3, seed=75)
 @given(
     tokens=st.integers(1, 12),
