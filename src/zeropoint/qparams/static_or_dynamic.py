@@ -71,11 +71,18 @@ def choose_static(
     params = input_params(found.low, found.high, scheme)
     if limit is None:
         return ChosenInput(params)
-    sample = of_type(stats, "sample", TokenSample)
-    errors = input_errors([(sample.rows, sample.weights)], [params, dynamic], list(weights()))
-    static_error, dynamic_error = (error.output for error in errors)
+    measured = next(one.error for one in found.candidates if one.rule == found.rule)
+    static_error = _output_error(stats, params, weights) if measured is None else measured
     known = static_error if math.isfinite(static_error) else None
     if static_error <= limit:
         return ChosenInput(params, error=known)
+    dynamic_error = _output_error(stats, dynamic, weights)
     reason = f"static error {static_error:.3g} is above the limit {limit:g}; with a scale per token {dynamic_error:.3g}"
     return ChosenInput(dynamic, f"input stays dynamic: {reason}", known)
+
+
+def _output_error(stats: Mapping[str, Stats], params: InputParams, weights: Callable[[], Iterable[Tensor]]) -> float:
+    """Return the squared relative error of the outputs, as the rule auto measures it."""
+    sample = of_type(stats, "sample", TokenSample)
+    (error,) = input_errors([(sample.rows, sample.weights)], [params], list(weights()))
+    return error.output
