@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Stored(msgspec.Struct, frozen=True):
-    """`input_activations` of a config group; keys that are not listed do not change what is computed."""
+class Arguments(msgspec.Struct, frozen=True):
+    """What a config group says of weights and of inputs alike; keys that are not listed do not change the numbers."""
 
     num_bits: int = 8
     type: str = "int"
@@ -31,6 +31,11 @@ class Stored(msgspec.Struct, frozen=True):
     strategy: str | None = None
     group_size: int | None = None
     dynamic: bool | str = False
+
+
+class Stored(Arguments, frozen=True):
+    """`input_activations` of a config group."""
+
     outlier_threshold: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 

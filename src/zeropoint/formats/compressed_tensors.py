@@ -275,13 +275,7 @@ def _resolve(
 # What is read of a foreign quantization_config; keys that are not listed do not change what the tensors mean.
 
 
-class _Weights(msgspec.Struct, frozen=True):
-    num_bits: int = 8
-    type: str = "int"
-    symmetric: bool = True
-    strategy: str | None = None
-    group_size: int | None = None
-    dynamic: bool | str = False
+class _Weights(_inputs.Arguments, frozen=True):
     actorder: bool | str | None = None
 
 
