@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "bf16.h"
 #include "kernels.h"
 #include "planes.h"
 
@@ -10,11 +11,7 @@ namespace zeropoint {
 namespace {
 
 inline float scale_at(const Weight& w, size_t index) {
-    if (w.scale32) return w.scale32[index];
-    const uint32_t bits = uint32_t(w.scale16[index]) << 16;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return f;
+    return w.scale32 ? w.scale32[index] : from_bf16(w.scale16[index]);
 }
 
 inline void linear_few(const Weight& w, const QInput& x, int begin, int end, int first, int last, const Output& y) {

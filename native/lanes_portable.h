@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bf16.h"
+
 namespace zeropoint {
 namespace {
 
@@ -68,9 +70,9 @@ inline V16 round_even(V16 a) { return each([&](int i) { return std::nearbyint(a.
 inline V16 power_of_two(V16 n) { return each([&](int i) { return as_float(uint32_t(int32_t(n.v[i]) + 127) << 23); }); }
 
 // 16 pairs of bfloat16: the first, or the second, of each
-inline V16 first_of_pairs(const uint16_t* p) { return each([&](int i) { return as_float(uint32_t(p[2 * i]) << 16); }); }
-inline V16 second_of_pairs(const uint16_t* p) { return each([&](int i) { return as_float(uint32_t(p[2 * i + 1]) << 16); }); }
-inline V16 load_bf16(const uint16_t* p) { return each([&](int i) { return as_float(uint32_t(p[i]) << 16); }); }
+inline V16 first_of_pairs(const uint16_t* p) { return each([&](int i) { return from_bf16(p[2 * i]); }); }
+inline V16 second_of_pairs(const uint16_t* p) { return each([&](int i) { return from_bf16(p[2 * i + 1]); }); }
+inline V16 load_bf16(const uint16_t* p) { return each([&](int i) { return from_bf16(p[i]); }); }
 inline V16 load_f16(const uint16_t* p) { return each([&](int i) { return half_to_float(p[i]); }); }
 inline void store_f16(uint16_t* p, V16 a) {
     for (int i = 0; i < 16; i++) p[i] = float_to_half(a.v[i]);
