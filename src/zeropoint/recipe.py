@@ -21,6 +21,8 @@
     [[transforms]]                       # rewrite the float blocks first, one after the other; or: ["smoothquant"]
     method = "smoothquant"
 
+    refine = ["descent", "learned"]      # better codes and scales afterwards, one after the other; tables too
+
 Recipes are data. A key that is not known, a value that is not allowed and a method that has no file are errors that
 name the place, before any model is opened. The options of a method are described by the `Options` of its file; as that
 file may import torch, they are checked by `Recipe.check`, when the recipe is about to be used.
@@ -29,7 +31,7 @@ file may import torch, they are checked by `Recipe.check`, when the recipe is ab
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -43,7 +45,7 @@ from zeropoint.errors import RecipeError
 from zeropoint.toml import Place
 from zeropoint.types import Embeddings, InputScheme, KVCache, MassiveInputs, Scheme
 
-ChoiceKind: TypeAlias = Literal["qparams.ranges", "qparams.input_ranges", "rounding", "transforms"]
+ChoiceKind: TypeAlias = Literal["qparams.ranges", "qparams.input_ranges", "rounding", "transforms", "refine"]
 """The folders that a recipe chooses methods from."""
 
 _FOLDERS: dict[str, ChoiceKind] = {
@@ -51,7 +53,9 @@ _FOLDERS: dict[str, ChoiceKind] = {
     "rounding": "rounding",
     "activation_range": "qparams.input_ranges",
 }
-_LISTS = ("rules", "transforms")
+_LISTS = ("rules", "transforms", "refine")
+_METHODS: tuple[Literal["transforms", "refine"], ...] = ("transforms", "refine")
+"""The lists of methods; an item may be a name alone."""
 _SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
 _INPUT_LIMITS = {
     "bits": Annotated[int, msgspec.Meta(ge=8, le=8)],
@@ -89,6 +93,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tokens that statistics are taken from.
 
     samples: windows of `length` tokens, drawn with `seed`. batch: windows that run through a block together.
+    held_out: more windows, that no method learns from, to say what each stage of the work is worth; 0: it is not said.
     dtype: of the forward passes; statistics are accumulated in float32 in any case.
     """
 
@@ -96,6 +101,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length: _Count = 512
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     batch: _Count = 4
+    held_out: Annotated[int, msgspec.Meta(ge=0)] = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -151,9 +157,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Everything that decides how a model is quantized; the module's docstring shows the keys.
 
     format: the file in formats/ that writes the result. activations: None, "float" in a file, leaves them float.
-    transforms: of every block, in their order. kv_cache, embeddings: what the runtime rounds besides the weights unless
-    it is asked otherwise; the output's config.json says so, and no tensor changes. static_error_limit: the squared
-    relative error of a layer's output above which an input that should be static stays dynamic, 0 to 1, or "none".
+    transforms: of every block, in their order. refine: what makes better codes and scales of the rounded ones, in their
+    order: of each layer, of each block, of the whole model. kv_cache, embeddings: what the runtime rounds besides the
+    weights unless it is asked otherwise; the output's config.json says so, and no tensor changes. static_error_limit:
+    the squared relative error of a layer's output above which an input that should be static stays dynamic, 0 to 1, or
+    "none".
     massive_inputs: "dynamic" leaves inputs with massive activations dynamic, too. bias_correction: of the layers that
     have a bias. The values are checked and brought
     to one form however a recipe is made, so that two recipes that mean the same are equal.
@@ -170,6 +178,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     activation_range: Choice = _DEFAULT.activation_range
     rules: tuple[Rule, ...] = ()
     transforms: tuple[Choice, ...] = ()
+    refine: tuple[Choice, ...] = ()
     calibration: Calibration = Calibration()
     kv_cache: KVCache = "float16"
     embeddings: Embeddings = "stored"
@@ -223,8 +232,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         for where, plan in plans:
             for key, folder in _FOLDERS.items():
                 _load_options(folder, getattr(plan, key), where.at(key))
-        for index, choice in enumerate(self.transforms):
-            _load_options("transforms", choice, place.at("transforms", str(index)))
+        for kind in _METHODS:
+            for index, choice in enumerate(getattr(self, kind)):
+                _load_options(kind, choice, place.at(kind, str(index)))
 
 
 def resolve(recipe: Recipe, layer_names: Iterable[str]) -> dict[str, LayerPlan | None]:
@@ -345,8 +355,8 @@ def _override(
             table = toml.table_at(document, keys[: end - 1], lists=_LISTS)
             if isinstance(table, dict) and isinstance(table.get(keys[end - 1]), str):
                 table[keys[end - 1]] = {"method": table[keys[end - 1]]}
-    if keys[0] == "transforms" and len(keys) > 1 and document.get("transforms"):  # and so does ["smoothquant"]
-        document["transforms"] = _as_tables(document["transforms"])
+    if keys[0] in _METHODS and len(keys) > 1 and document.get(keys[0]):  # and so does ["smoothquant"]
+        document[keys[0]] = _as_tables(document[keys[0]])
     if len(keys) > 1 and keys[-2] == "activations":  # of what was float, too
         table = toml.table_at(document, keys[:-2], lists=_LISTS)
         if isinstance(table, dict) and table.get("activations") == _FLOAT:
@@ -396,15 +406,19 @@ def _read_field(key: str, value: object, place: Place) -> object:
             return _merge_input(None, _read_input_keys(value, place) or {"bits": InputScheme().bits}, place)
         case "range" | "rounding" | "activation_range":
             return _merge_choice(getattr(_DEFAULT, key), _read_choice_keys(_FOLDERS[key], value, place))
-        case "rules" | "transforms":
-            read: Callable[[object, Place], object] = _read_rule if key == "rules" else _read_transform
-            items = value if key == "rules" else _as_tables(value)
-            return tuple(read(item, at) for item, at in _items(items, place))
+        case "rules" | "transforms" | "refine":
+            return _read_list(key, value, place)
         case "calibration":
             return Calibration(**toml.read_table(Calibration, value, place))
         case _:
             plain = _PLAIN.get(key, str)
             return _read_name("formats", value, place) if key == "format" else toml.read_value(plain, value, place)
+
+
+def _read_list(key: Literal["rules", "transforms", "refine"], value: object, place: Place) -> tuple[object, ...]:
+    if key == "rules":
+        return tuple(_read_rule(item, at) for item, at in _items(value, place))
+    return tuple(_read_method(key, item, at) for item, at in _items(_as_tables(value), place))
 
 
 def _items(value: object, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
@@ -419,10 +433,10 @@ def _as_tables(value: object) -> object:
     return [{"method": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else items
 
 
-def _read_transform(table: object, place: Place) -> Choice:
-    given = _read_choice_keys("transforms", table, place)
+def _read_method(kind: Literal["transforms", "refine"], table: object, place: Place) -> Choice:
+    given = _read_choice_keys(kind, table, place)
     if "method" not in given:
-        known = ", ".join(map(repr, find.names("transforms")))
+        known = ", ".join(map(repr, find.names(kind)))
         raise RecipeError(f"{place} names no method; allowed is one of {known}")
     return Choice(given.pop("method"), given)
 

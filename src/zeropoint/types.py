@@ -263,6 +263,17 @@ class SecondMoment:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far the layers below, once quantized, have moved an input x' from x, that of the float model.
+
+    matrix: the mean of (x - x') x'^T over tokens, float32 (cols, cols).
+    """
+
+    matrix: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
 class BatchRanges:
     """The extremes of batches of tokens: low <= 0 <= high, float32 (batches,) each.
 
@@ -308,6 +319,7 @@ Stats: TypeAlias = (
     | ChannelAbsMean
     | ChannelMean
     | SecondMoment
+    | Drift
     | BatchRanges
     | TokenAbsMax
     | TokenSample

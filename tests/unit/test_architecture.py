@@ -40,6 +40,8 @@ ORDER = (
     "report",
     "inspection",
     "laboratory",
+    "stages",
+    "blocks",
     "pipeline",
     "comparison",
     "",

@@ -193,11 +193,36 @@ class TransformRow(Result, frozen=True, kw_only=True):
     error_after: float
 
 
+class RefineRow(Result, frozen=True, kw_only=True):
+    """What a method of `refine` did to one block, or to the whole model (block None).
+
+    error_before, error_after: what it is judged by, on windows that it has not learned from; steps: how many it took.
+    """
+
+    block: str | None
+    method: str
+    error_before: float
+    error_after: float
+    steps: int
+
+
+class GainRow(Result, frozen=True, kw_only=True):
+    """One stage of the work and the model it would have made.
+
+    stage: "nearest", a rounding or a method of `refine`. kl: mean KL(float || stage) of a held-out token, nats.
+    """
+
+    stage: str
+    kl: float
+
+
 class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):
     """What a run of quantize made; kept in the output as zeropoint.json.
 
     zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no method
-    needed one. skipped: tensors that were copied although the architecture does not use them. source_bytes: of the
+    needed one. layers: as they are before the whole model is refined, if it is. gains: by stage of the work, on so many
+    held-out tokens of the calibration text. skipped: tensors that were copied although the architecture does not use
+    them. source_bytes: of the
     model that was read. size: of the output; its bits_per_weight count scales and zero points. peak_memory_bytes: of
     the process. spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said
     about who can open the output, or None.
@@ -210,6 +235,9 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     calibration: Text | None
     layers: tuple[LayerRow, ...]
     transforms: tuple[TransformRow, ...] = ()
+    refined: tuple[RefineRow, ...] = ()
+    gains: tuple[GainRow, ...] = ()
+    held_out_tokens: int = 0
     skipped: tuple[str, ...]
     format_note: str | None = None
     size: Size

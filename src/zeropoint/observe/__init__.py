@@ -5,4 +5,4 @@ does not grow with what it sees, and neither the split into batches nor the orde
 second moment: beyond the rounding of float32).
 """
 
-NOT_CAPABILITIES = ("activations", "data", "massive", "walk")
+NOT_CAPABILITIES = ("activations", "data", "massive", "shadow", "walk")

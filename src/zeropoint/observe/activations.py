@@ -62,6 +62,14 @@ class Activations:
             self._slots.append(_Slot())
             self._store(State(x), len(self._slots) - 1)
 
+    def copy(self, other: Activations) -> None:
+        """Hold what `other` holds between two blocks, in buffers of its own."""
+        for index, state in enumerate(other):
+            if index == len(self._slots):
+                self.extend([state.x.clone()])
+            else:
+                self._store(State(state.x), index)
+
     def map(self, step: Callable[[State], State]) -> None:
         """Replace every state by step(state), batch by batch."""
         for index, slot in enumerate(self._slots):

@@ -79,6 +79,11 @@ def _scale(extent: Tensor, steps: float, scheme: Scheme) -> Tensor:
     return scale
 
 
+def as_stored(scale: Tensor, scheme: Scheme) -> Tensor:
+    """Return float32 scales as they come back from the dtype that the scheme stores them in."""
+    return scale.to(_STORED[scheme.scale_dtype]).float()
+
+
 def require_finite(values: Tensor, what: str) -> None:
     """Raise NonFiniteError if any of `what` is NaN or infinite, saying how many are and where the first one is."""
     finite = torch.isfinite(values)

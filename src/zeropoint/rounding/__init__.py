@@ -5,6 +5,7 @@ A method is a file with
     NEEDS: tuple of observer names       the statistics of the input that it cannot do without
     Options                              its knobs, a frozen msgspec.Struct with defaults
     importance(stats, options)           what a squared rounding error of each column costs, for the scales
+    target(weight, stats, options)       what is rounded instead of the weight: the weight itself, or a better aim
     weaker(options)                      yields (what was given up, weaker options): the first rungs of the ladder
     quantize(weight, qparams, scheme, stats, options) -> QTensor
 

@@ -92,6 +92,21 @@ def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[st
     return QTensor(codes, qparams, scheme)
 
 
+def target(weight: Tensor, stats: Mapping[str, Stats], options: Options) -> Tensor:
+    """Return what is rounded: the weight itself."""
+    return weight
+
+
+def damped_root(moment: SecondMoment, damping: float) -> Tensor:
+    """Return R, upper triangular, with R R^T = H + lambda I: float32 (cols, cols), columns in their own order.
+
+    Raises: RoundingError if no token was seen or the damped H is not positive definite.
+    """
+    if moment.count == 0:
+        raise RoundingError("no calibration token reached it")
+    return _reversed_root(moment.matrix, damping)
+
+
 def _column_order(second_moment: Tensor, *, act_order: bool) -> Tensor:
     diagonal = second_moment.diagonal()
     if act_order:

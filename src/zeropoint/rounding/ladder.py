@@ -26,14 +26,31 @@ from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
 class Rounded:
     """One weight after rounding.
 
-    rounding: the method that gave the codes. fallback: why it is not what was asked, or None.
-    error: squared relative error of the layer's output (of the weight itself when there are no statistics).
+    nearest: what rounding to nearest makes of it with the same scales. rounding: the method that gave the codes.
+    fallback: why it is not what was asked, or None. error: squared relative error of the layer's output (of the weight
+    itself when there are no statistics).
     """
 
     qtensor: QTensor
+    nearest: QTensor
     rounding: str
     fallback: str | None
     error: float
+
+
+def aim(weight: Tensor, stats: Mapping[str, Stats], method: str, options: Any) -> tuple[Tensor, str | None]:
+    """Return what is to be rounded, and why it is the weight itself although the method has a better aim; or None.
+
+    weight: float32 (rows, cols), finite. stats: as for `round_weight`.
+    """
+    module = find.load("rounding", method, error=RecipeError)
+    failures: list[str] = []
+    for given_up, rung in _rungs(module, options):
+        try:
+            return module.target(weight, stats, rung), f"{given_up}: {failures[0]}" if given_up else None
+        except RoundingError as failure:
+            failures.append(str(failure))
+    return weight, f"aims at the weight itself: {failures[-1]}"
 
 
 def round_weight(
@@ -49,7 +66,7 @@ def round_weight(
     total = output_error(weight, seen)
     nearest_error = relative_output_error(weight, _restore(nearest), seen, total=total)
     if method == "rtn":
-        return Rounded(nearest, "rtn", None, nearest_error)
+        return Rounded(nearest, nearest, "rtn", None, nearest_error)
     failures: list[str] = []
     module = find.load("rounding", method, error=RecipeError)
     for given_up, rung in _rungs(module, options):
@@ -63,8 +80,8 @@ def round_weight(
             failures.append(f"{method} error {error:.3g} is above rounding to nearest's {nearest_error:.3g}")
             break
         reason = f"{given_up}: {failures[0]}" if given_up else None
-        return Rounded(found, method, reason, error)
-    return Rounded(nearest, "rtn", f"rtn: {failures[-1]}", nearest_error)
+        return Rounded(found, nearest, method, reason, error)
+    return Rounded(nearest, nearest, "rtn", f"rtn: {failures[-1]}", nearest_error)
 
 
 def _rungs(module: ModuleType, options: Any) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,11 @@ def importance(stats: Mapping[str, Stats], options: Options) -> Tensor | None:
     return moment.matrix.diagonal() if isinstance(moment, SecondMoment) and moment.count else None
 
 
+def target(weight: Tensor, stats: Mapping[str, Stats], options: Options) -> Tensor:
+    """Return what is rounded: the weight itself."""
+    return weight
+
+
 def weaker(options: Options) -> Iterator[tuple[str, Options]]:
     """There is nothing weaker than rounding to nearest."""
     return iter(())

@@ -29,6 +29,7 @@ _ACTIVATIONS = {
     "relu": torch.relu_,
 }
 
+_DIFFERENTIABLE = _ACTIVATIONS | {"silu": F.silu, "relu": F.relu}
 
 _CACHED: dict[str, Callable[[Tensor], Tensor]] = {"float16": in_halves, "float32": lambda x: x, "int8": in_int8}
 
@@ -103,6 +104,32 @@ class TorchOps:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
+
+
+class DifferentiableOps(TorchOps):
+    """The same in float32, for gradients: weights are plain (rows, cols), nothing is overwritten, nothing rounded."""
+
+    def prepare(self, weight: Tensor | QTensor) -> Tensor:  # type: ignore[override]
+        """Return the weight as plain float32 (rows, cols)."""
+        return restore(weight) if isinstance(weight, QTensor) else weight.float()
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        return F.linear(x, weight, bias)
+
+    def rope(self, x: Tensor, rope: Rope, start: int) -> Tensor:
+        cos, sin = (
+            t[start : start + x.shape[-2]].clone() for t in _rope_table(rope, _table_length(start + x.shape[-2]))
+        )
+        low, high = x.chunk(2, dim=-1)
+        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, past: TorchLayerCache | None) -> Tensor:
+        shared = q.shape[1] // k.shape[1]  # the fast kernel has no gradient for grouped heads
+        k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+
+    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        return _DIFFERENTIABLE[activation](gate) * up
 
 
 def _table_length(positions: int) -> int:
