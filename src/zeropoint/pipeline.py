@@ -57,7 +57,7 @@ from zeropoint.evaluation.results import (
 from zeropoint.evaluation.run import size_of
 from zeropoint.models.parts import linear_names
 from zeropoint.observe.activations import Activations
-from zeropoint.observe.data import Batches, bundled_text, calibration_batches, require_readable
+from zeropoint.observe.data import Batches, bundled_text, calibration_batches, random_batches, require_readable
 from zeropoint.observe.shadow import Shadow
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Choice, Recipe, load_recipe, resolve
@@ -101,6 +101,11 @@ def quantize(
     report = progress or (lambda step: None)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     recipe.check()
+    if calibration is not None and recipe.calibration.tokens == "random":
+        raise RecipeError(
+            f"recipe {recipe.name} calibrates on random tokens, and {calibration} is given too; leave it out, or write "
+            "calibration.tokens = 'text'"
+        )
     weights = Weights(open_checkpoint(model))
     plans, file_format = _planned(weights, recipe)
     note: str | None = file_format.note(_inputs(plans))
@@ -344,16 +349,19 @@ def _wants_text(plans: Plans, recipe: Recipe) -> bool:
 
 
 def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> Batches:
-    options = recipe.calibration
-    text = calibration_batches(
-        bundled_text("calibration") if calibration is None else calibration,
-        load_tokenizer(weights.checkpoint),
-        samples=options.samples + options.held_out,
-        length=options.length,
-        seed=options.seed,
-        batch=options.batch,
-    )
-    require_readable(text, weights.model.config)
+    options, config = recipe.calibration, weights.model.config
+    windows = {
+        "samples": options.samples + options.held_out,
+        "length": options.length,
+        "seed": options.seed,
+        "batch": options.batch,
+    }
+    if options.tokens == "random":
+        text = random_batches(config.vocab_size, **windows)
+    else:
+        file = bundled_text("calibration") if calibration is None else calibration
+        text = calibration_batches(file, load_tokenizer(weights.checkpoint), **windows)
+    require_readable(text, config)
     return text
 
 

@@ -92,11 +92,13 @@ class Choice(msgspec.Struct, frozen=True):
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The tokens that statistics are taken from.
 
-    samples: windows of `length` tokens, drawn with `seed`. batch: windows that run through a block together.
-    held_out: more windows, that no method learns from, to say what each stage of the work is worth; 0: it is not said.
-    dtype: of the forward passes; statistics are accumulated in float32 in any case.
+    tokens: those of a text, or random ones, which need none. samples: windows of `length` tokens, drawn with `seed`.
+    batch: windows that run through a block together. held_out: more windows, that no method learns from, to say what
+    each stage of the work is worth; 0: it is not said. dtype: of the forward passes; statistics are accumulated in
+    float32 in any case.
     """
 
+    tokens: Literal["text", "random"] = "text"
     samples: _Count = 128
     length: _Count = 512
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0

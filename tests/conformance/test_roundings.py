@@ -12,19 +12,25 @@ from torch import Tensor
 
 from unit.rounding.test_gptq import inputs
 from zeropoint import find
+from zeropoint.observe.shadow import DRIFT
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.rounding.ladder import Rounded, round_weight
-from zeropoint.types import Scheme, Stats
+from zeropoint.types import Drift, Scheme, Stats
 
 METHODS = find.names("rounding")
 
 
 def statistics(method: str, x: Tensor) -> dict[str, Stats]:
     """What the method needs of the input x (tokens, cols), and the second moment that all of them are judged by."""
-    observers = {name: find.load("observe", name).Observer() for name in {"second_moment", *need(method)}}
+    names = {"second_moment", *need(method)} - {DRIFT}
+    observers = {name: find.load("observe", name).Observer() for name in names}
     for observer in observers.values():
         observer.update(x)
-    return {name: observer.result() for name, observer in observers.items()}
+    found: dict[str, Stats] = {name: observer.result() for name, observer in observers.items()}
+    if DRIFT in need(method):  # as if the layers below had halved the input and turned it a little
+        original = 2 * x + 0.1 * x.roll(1, dims=1)
+        found[DRIFT] = Drift((original - x).T @ x / max(1, len(x)), len(x))
+    return found
 
 
 def need(method: str) -> tuple[str, ...]:

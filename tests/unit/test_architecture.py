@@ -27,6 +27,7 @@ ORDER = (
     "find",
     "toml",
     "recipe",
+    "effort",
     "checkpoint",
     "models",
     "observe",

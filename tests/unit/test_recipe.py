@@ -670,7 +670,8 @@ def test_what_is_said_once_is_part_of_every_plan() -> None:
 
 def test_the_record_spells_out_every_value() -> None:
     assert Recipe(name="x", rules=(Rule(layers=("*.q_proj",), weights={"bits": 8}),)).to_toml() == (
-        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\nactivations = "float"\ntransforms = []\n'
+        'name = "x"\ndescription = ""\nformat = "compressed_tensors"\nactivations = "float"\n'
+        "transforms = []\nrefine = []\n"
         'kv_cache = "float16"\nembeddings = "stored"\n'
         'static_error_limit = "none"\nmassive_inputs = "static"\n'
         "bias_correction = false\n\n"
@@ -679,7 +680,8 @@ def test_the_record_spells_out_every_value() -> None:
         '[range]\nmethod = "mse"\n\n[rounding]\nmethod = "gptq"\n\n'
         '[activation_range]\nmethod = "minmax"\n\n'
         '[[rules]]\nlayers = ["*.q_proj"]\nweights = { bits = 8 }\n\n'
-        '[calibration]\nsamples = 128\nlength = 512\nseed = 0\nbatch = 4\ndtype = "float32"\n'
+        '[calibration]\ntokens = "text"\nsamples = 128\nlength = 512\nseed = 0\nbatch = 4\n'
+        'held_out = 4\ndtype = "float32"\n'
     )
 
 

@@ -35,6 +35,9 @@ Tokens: TypeAlias = NDArray[np.int32]
 PIECE_CHARS = 1 << 16
 """Longer texts are tokenized in pieces of at most this many characters, which end where a line does if one does."""
 
+RANDOM = "random tokens"
+"""The name of what is calibrated on where no text is."""
+
 JSONL_FORM = '{"text": "..."} or {"messages": [{"role": "...", "content": "..."}, ...]}'
 
 
@@ -133,6 +136,17 @@ def calibration_batches(
     if len(kept) < samples:
         note = f"{samples} windows were asked for; the text has {len(kept)} of {length} tokens, all are used"
     return Batches(np.stack([window for _, _, window in kept]), batch, source, note)
+
+
+def random_batches(vocab_size: int, *, samples: int, length: int, seed: int, batch: int) -> Batches:
+    """Return windows of tokens that are drawn alike from the whole vocabulary: statistics without any text.
+
+    What comes out of them is coarse, but norms, biases and outlier channels show themselves with any tokens.
+    """
+    raw = np.random.PCG64(seed).random_raw(samples * length)
+    tokens = (raw % np.uint64(vocab_size)).astype(np.int32).reshape(samples, length)
+    digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+    return Batches(tokens, batch, TextSource(RANDOM, digest, samples, tokens.size, samples), None)
 
 
 def judging_windows(

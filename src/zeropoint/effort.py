@@ -1,0 +1,50 @@
+"""Effort: how much work the weights of a recipe are worth, from 0, seconds and no text, to 3, the least error.
+
+    0   ranges of the least squared error, weighed by what random tokens give; round to nearest
+    1   scales moved between inputs and weights, then GPTQ
+    2   GPTAQ on more text, coordinate descent, and a few steps on the whole model's output
+    3   the same, with learned rounding of each block, and more steps
+
+An effort replaces how codes are found, nothing else: schemes, rules, inputs, format and so the bytes of the file stay.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from zeropoint.recipe import Calibration, Choice, Recipe
+
+EFFORTS = (0, 1, 2, 3)
+
+
+def at_effort(recipe: Recipe, effort: int) -> Recipe:
+    """Return the recipe with the methods of an effort, one of EFFORTS. Transforms that it has itself stay."""
+    calibration = recipe.calibration
+    transforms = recipe.transforms or (Choice("smoothquant"),)
+    if effort == 0:
+        calibration = msgspec.structs.replace(calibration, tokens="random", samples=4, held_out=0)
+        return _replaced(recipe, "rtn", (), recipe.transforms, calibration)
+    if effort == 1:
+        return _replaced(recipe, "gptq", (), transforms, msgspec.structs.replace(calibration, samples=32))
+    if effort == 2:
+        refine = (Choice("descent"), Choice("distill", {"steps": 20}))
+        return _replaced(recipe, "gptaq", refine, transforms, msgspec.structs.replace(calibration, samples=64))
+    refine = (Choice("descent"), Choice("learned"), Choice("distill"))
+    return _replaced(recipe, "gptaq", refine, transforms, msgspec.structs.replace(calibration, samples=128))
+
+
+def _replaced(
+    recipe: Recipe,
+    rounding: str,
+    refine: tuple[Choice, ...],
+    transforms: tuple[Choice, ...],
+    calibration: Calibration,
+) -> Recipe:
+    return msgspec.structs.replace(
+        recipe,
+        rounding=Choice(rounding),
+        range=Choice("mse"),
+        refine=refine,
+        transforms=transforms,
+        calibration=calibration,
+    )
