@@ -67,6 +67,8 @@ from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
+from zeropoint.transforms.hadamard import Rotation
+from zeropoint.transforms.outer import HEAD, Outer, find_rotation
 from zeropoint.types import ChannelMean, InputParams, InputScheme, Scheme, SecondMoment, Stats
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
@@ -105,6 +107,8 @@ def quantize(
     recipe.check()
     weights = Weights(open_checkpoint(model))
     plans, file_format = _planned(weights, recipe)
+    rotation = find_rotation(recipe.transforms, weights.model, seed=recipe.calibration.seed)
+    outer = None if rotation is None else _outer(weights, rotation)
     note: str | None = file_format.note(_inputs(plans))
     if note is not None:
         _log.warning("%s", note)
@@ -116,9 +120,10 @@ def quantize(
     with Writer(output, source=Path(model), overwrite=overwrite) as writer, torch.inference_mode():
         with Activations(limit_bytes=activation_memory_bytes, folder=writer.folder) as activations:
             if text is not None:
-                activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
+                embedded = weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch)
+                activations.extend(embedded if outer is None else map(outer.embedded, embedded))
             report(Progress("quantize", 0, weights.model.config.layers))
-            for block in _quantized_blocks(weights, plans, recipe, ops, activations):
+            for block in _quantized_blocks(weights, plans, recipe, ops, activations, rotation):
                 for layer in block.layers:
                     writer.add(file_format.pack(layer.name, layer.rounded.qtensor))
                     inputs[layer.name] = layer.input_scheme
@@ -128,10 +133,14 @@ def quantize(
                 transformed += block.transforms
                 report(Progress("quantize", block.index + 1, weights.model.config.layers, block.name))
             spilled_bytes = activations.most_spilled_bytes
-        for name in (*weights.model.outer_tensors(), *weights.skipped()):
+        skipped = tuple(name for name in weights.skipped() if outer is None or name != HEAD)
+        for name in skipped if outer is not None else (*weights.model.outer_tensors(), *skipped):
             writer.add({name: _as_written(weights, name)})
+        for name, tensor in () if outer is None else outer.tensors():
+            writer.add({name: tensor})
         weights.checkpoint.copy_side_files(writer.folder)
-        writer.finish(_config(weights, recipe, file_format, plans, inputs))
+        config = _config(weights, recipe, file_format, plans, inputs)
+        writer.finish(config if outer is None else config | outer.config())
         written = Weights(open_checkpoint(writer.folder))
         result = QuantizeResult(
             zeropoint=zeropoint.__version__,
@@ -141,8 +150,9 @@ def quantize(
             calibration=None if text is None else _described(text, recipe),
             layers=tuple(rows),
             transforms=tuple(transformed),
-            skipped=weights.skipped(),
+            skipped=skipped,
             format_note=note,
+            transform_note=None if outer is None else outer.note(),
             size=size_of(written),
             source_bytes=size_of(weights).total_bytes,
             elapsed_s=time.perf_counter() - started_s,
@@ -162,7 +172,9 @@ def require_fits(model: str | Path, recipe: Recipe) -> None:
     Raises: InputError, by one of its subclasses.
     """
     recipe.check()
-    _planned(Weights(open_checkpoint(model)), recipe)
+    weights = Weights(open_checkpoint(model))
+    _planned(weights, recipe)
+    find_rotation(recipe.transforms, weights.model, seed=recipe.calibration.seed)
 
 
 def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
@@ -215,11 +227,16 @@ class _Block:
 
 
 def _quantized_blocks(
-    weights: Weights, plans: Plans, recipe: Recipe, ops: TorchOps, activations: Activations
+    weights: Weights,
+    plans: Plans,
+    recipe: Recipe,
+    ops: TorchOps,
+    activations: Activations,
+    rotation: Rotation | None,
 ) -> Iterator[_Block]:
     """Walk through the model, quantize every stage before it runs, and yield each block when its last stage is done."""
     model = weights.model
-    source = _Source(weights, plans, recipe, ops, activations)
+    source = _Source(weights, plans, recipe, ops, activations, rotation)
     layers: list[_Layer] = []
     for visit in walk(model, source.load, activations):
         layers += _quantize_stage(visit, source, plans, ops)
@@ -235,13 +252,22 @@ class _Source:
     """Where the float weights of the block at hand come from: the checkpoint, or what the transforms made of it.
 
     Only with transforms a block's float weights are in memory together, as a second copy beside those that run; each
-    is let go when it is quantized. rows: what the transforms did to the block.
+    is let go when it is quantized. rows: what the transforms did to the block. rotation: that of the activations.
     """
 
-    def __init__(self, weights: Weights, plans: Plans, recipe: Recipe, ops: TorchOps, activations: Activations) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        plans: Plans,
+        recipe: Recipe,
+        ops: TorchOps,
+        activations: Activations,
+        rotation: Rotation | None,
+    ) -> None:
         self.weights = weights
         self.rows: tuple[TransformRow, ...] = ()
         self._plans, self._recipe, self._ops, self._activations = plans, recipe, ops, activations
+        self._rotation = rotation
         self._rewritten: dict[str, Tensor] = {}
 
     def load(self, index: int) -> Block:
@@ -264,6 +290,7 @@ class _Source:
             choices=self._recipe.transforms,
             plans={name.removeprefix(prefix): p for name, p in self._plans.items() if name.startswith(prefix)},
             seed=self._recipe.calibration.seed,
+            rotation=self._rotation,
         )
         self.rows = tuple(map(_transform_row, done))
         self._rewritten = {f"{prefix}{name}": block.tensors[name] for name in changed(read.tensors, block.tensors)}
@@ -289,6 +316,14 @@ class _Source:
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that the tensor `name`, which stays float, is written in."""
         return _written_dtype(self.weights.checkpoint.tensors[name])
+
+
+def _outer(weights: Weights, rotation: Rotation) -> Outer:
+    names = weights.model.outer_tensors()
+    dtypes = {
+        name: _written_dtype(weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]) for name in names
+    }
+    return Outer(weights.checkpoint, weights.model, rotation, dtypes)
 
 
 def _transform_row(applied: Applied) -> TransformRow:

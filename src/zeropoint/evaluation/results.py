@@ -200,7 +200,8 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     needed one. skipped: tensors that were copied although the architecture does not use them. source_bytes: of the
     model that was read. size: of the output; its bits_per_weight count scales and zero points. peak_memory_bytes: of
     the process. spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said
-    about who can open the output, or None.
+    about who can open the output, or None. transform_note: what has to be said of tensors outside the blocks that a
+    transform changed, or None.
     """
 
     zeropoint: str
@@ -212,6 +213,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     transforms: tuple[TransformRow, ...] = ()
     skipped: tuple[str, ...]
     format_note: str | None = None
+    transform_note: str | None = None
     size: Size
     source_bytes: int
     elapsed_s: float
