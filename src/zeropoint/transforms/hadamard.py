@@ -4,8 +4,8 @@
 
 All entries of Q have the magnitude 1 / sqrt(n): a channel of magnitude a becomes
 a / sqrt(n) in each. n = m 2^k with m = 1, or the smallest m for which Paley's construction gives a matrix H_m:
-m = q + 1 for a prime q = 3 mod 4, or m = 2 (q + 1) for a prime q = 1 mod 4. So 576 = 36 * 16, with q = 17. Where there is
-none, Q is a random orthogonal matrix: that of the QR decomposition of a normal one.
+m = q + 1 for a prime q = 3 mod 4, or m = 2 (q + 1) for a prime q = 1 mod 4. So 576 = 36 * 16, with q = 17. Where
+there is none, Q is a random orthogonal matrix: that of the QR decomposition of a normal one.
 
 Products are made factor by factor, in float64, by one thread each: the same bits for any number of threads.
 Source: Paley 1933, On orthogonal matrices; Ashkboos et al. 2024, arXiv:2404.00456, section 3, for the signs.

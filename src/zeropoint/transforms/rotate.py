@@ -5,8 +5,8 @@
     v' = v R        head by head: the rows of v_proj and its bias, and the columns of o_proj
 
 An RMS norm without its gain commutes with Q, because it divides by the length of x; attention mixes tokens and no
-features of a value. Q and R are Hadamard matrices with random signs (hadamard.py). Weights and inputs then have no large
-columns, and one scale serves all of them.
+features of a value. Q and R are Hadamard matrices with random signs (hadamard.py). Weights and inputs then have no
+large columns, and one scale serves all of them.
 
 Q is that of the whole model: embedding, last norm and head take part (outer.py). Nothing is rotated at run time, since
 the readers of the file would not do it: the input of down_proj, a product, stays as it is, and so do queries and keys.
