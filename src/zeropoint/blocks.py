@@ -46,6 +46,7 @@ from zeropoint.stages import FLOAT, NEAREST, Stages
 from zeropoint.threads import a_thread_each, map_each
 from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
+from zeropoint.transforms.hadamard import Rotation
 from zeropoint.types import ChannelMean, InputParams, InputScheme, QTensor, SecondMoment, Stats
 
 Plans = Mapping[str, LayerPlan | None]
@@ -140,11 +141,20 @@ def stage_names(recipe: Recipe) -> tuple[str, ...]:
 
 
 def quantized_blocks(
-    weights: Weights, plans: Plans, recipe: Recipe, ops: TorchOps, activations: Activations, beside: Beside
+    weights: Weights,
+    plans: Plans,
+    recipe: Recipe,
+    ops: TorchOps,
+    activations: Activations,
+    beside: Beside,
+    rotation: Rotation | None,
 ) -> Iterator[FinishedBlock]:
-    """Walk through the model, quantize every stage before it runs, and yield each block when its last stage is done."""
+    """Walk through the model, quantize every stage before it runs, and yield each block when its last stage is done.
+
+    rotation: that of the activations, in whose basis a transform of the recipe brings the blocks.
+    """
     flow = weights.model.flow
-    source = _Source(weights, plans, recipe, ops, activations)
+    source = _Source(weights, plans, recipe, ops, activations, rotation)
     layers: list[Layer] = []
     for visit in walk(weights.model, source.load, activations):
         if visit.stage is flow[0]:
@@ -244,7 +254,16 @@ class _Source:
     what the transforms did to the block.
     """
 
-    def __init__(self, weights: Weights, plans: Plans, recipe: Recipe, ops: TorchOps, activations: Activations) -> None:
+    def __init__(
+        self,
+        weights: Weights,
+        plans: Plans,
+        recipe: Recipe,
+        ops: TorchOps,
+        activations: Activations,
+        rotation: Rotation | None,
+    ) -> None:
+        self._rotation = rotation
         self.weights, self.recipe = weights, recipe
         self.rows: tuple[TransformRow, ...] = ()
         self._plans, self._ops, self._activations = plans, ops, activations
@@ -270,6 +289,7 @@ class _Source:
             choices=self.recipe.transforms,
             plans={name.removeprefix(prefix): p for name, p in self._plans.items() if name.startswith(prefix)},
             seed=self.recipe.calibration.seed,
+            rotation=self._rotation,
         )
         self.rows = tuple(map(_transform_row, done))
         self._rewritten = {f"{prefix}{name}": block.tensors[name] for name in changed(read.tensors, block.tensors)}

@@ -26,11 +26,9 @@ def at_effort(recipe: Recipe, effort: int) -> Recipe:
         return _replaced(recipe, "rtn", (), recipe.transforms, calibration)
     if effort == 1:
         return _replaced(recipe, "gptq", (), transforms, msgspec.structs.replace(calibration, samples=32))
-    if effort == 2:
-        refine = (Choice("descent"), Choice("distill", {"steps": 20}))
-        return _replaced(recipe, "gptaq", refine, transforms, msgspec.structs.replace(calibration, samples=64))
-    refine = (Choice("descent"), Choice("learned"), Choice("distill"))
-    return _replaced(recipe, "gptaq", refine, transforms, msgspec.structs.replace(calibration, samples=128))
+    methods = (Choice("distill", {"steps": 20}),) if effort == 2 else (Choice("learned"), Choice("distill"))
+    calibration = msgspec.structs.replace(calibration, samples=64 if effort == 2 else 128)
+    return _replaced(recipe, "gptaq", (Choice("descent"), *methods), transforms, calibration)
 
 
 def _replaced(

@@ -67,6 +67,8 @@ from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import DifferentiableOps, TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.stages import FLOAT, Stages
+from zeropoint.transforms.hadamard import Rotation
+from zeropoint.transforms.outer import HEAD, Outer, find_rotation
 from zeropoint.types import InputScheme, Scheme
 
 ACTIVATION_MEMORY_BYTES = 2 << 30
@@ -108,13 +110,15 @@ def quantize(
         )
     weights = Weights(open_checkpoint(model))
     plans, file_format = _planned(weights, recipe)
+    rotation = _rotation(weights, recipe)
+    outer = None if rotation is None else _outer(weights, rotation)
     note: str | None = file_format.note(_inputs(plans))
     if note is not None:
         _log.warning("%s", note)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if _wants_text(plans, recipe) else None
     inputs = _inputs(plans)
-    run = _Run(weights, plans, recipe, ops, text, report)
+    run = _Run(weights, plans, recipe, ops, text, report, outer)
     rows: list[LayerRow] = []
     transformed: list[TransformRow] = []
     with Writer(output, source=Path(model), overwrite=overwrite) as writer, torch.inference_mode():
@@ -133,10 +137,14 @@ def quantize(
                 transformed += block.transforms
             gains = run.gains()
             spilled_bytes = run.most_spilled_bytes
-        for name in (*weights.model.outer_tensors(), *weights.skipped()):
+        skipped = tuple(name for name in weights.skipped() if outer is None or name != HEAD)
+        for name in skipped if outer is not None else (*weights.model.outer_tensors(), *skipped):
             writer.add({name: run.outer[name] if name in run.outer else _as_written(weights, name)})
+        for name, tensor in () if outer is None else outer.tensors():
+            writer.add({name: tensor})
         weights.checkpoint.copy_side_files(writer.folder)
-        writer.finish(_config(weights, recipe, file_format, plans, inputs))
+        config = _config(weights, recipe, file_format, plans, inputs)
+        writer.finish(config if outer is None else config | outer.config())
         written = Weights(open_checkpoint(writer.folder))
         result = QuantizeResult(
             zeropoint=zeropoint.__version__,
@@ -149,8 +157,9 @@ def quantize(
             refined=tuple(run.refined),
             gains=gains,
             held_out_tokens=run.held_out * recipe.calibration.length,
-            skipped=weights.skipped(),
+            skipped=skipped,
             format_note=note,
+            transform_note=None if outer is None else outer.note(),
             size=size_of(written),
             source_bytes=size_of(weights).total_bytes,
             elapsed_s=time.perf_counter() - started_s,
@@ -178,9 +187,10 @@ class _Run:
         ops: TorchOps,
         text: Batches | None,
         report: ProgressCallback,
+        rotated: Outer | None,
     ) -> None:
         self._weights, self._plans, self._recipe, self._ops, self._report = weights, plans, recipe, ops, report
-        self._text = text
+        self._text, self._rotated = text, rotated
         self._stores: list[Activations] = []
         self._beside = Beside()
         self._divergences: list[tuple[str, float]] = []
@@ -213,7 +223,10 @@ class _Run:
         self._report(Progress("quantize", 0, layers))
         together: list[FinishedBlock] = []
         whole_model = [choice for choice in self._recipe.refine if scope_of(choice) == "model"]
-        for block in quantized_blocks(self._weights, self._plans, self._recipe, self._ops, activations, self._beside):
+        rotation = None if self._rotated is None else self._rotated.rotation
+        for block in quantized_blocks(
+            self._weights, self._plans, self._recipe, self._ops, activations, self._beside, rotation
+        ):
             self.refined += block.refined
             if whole_model:
                 together.append(block)
@@ -249,7 +262,8 @@ class _Run:
         head = self._weights.head(self._ops)
 
         def logits(x: Tensor) -> Tensor:
-            found: Tensor = self._weights.model.head(self._ops, head, x)
+            own = x if self._rotated is None else self._rotated.rotation.undo(x)
+            found: Tensor = self._weights.model.head(self._ops, head, own)
             return found
 
         self._divergences += stages.divergences(logits).items()
@@ -287,7 +301,8 @@ class _Run:
 
     def _embed(self, tokens: Tensor) -> Iterator[Tensor]:
         assert self._text is not None
-        return self._weights.embed(self._ops, tokens, self._text.batch)
+        embedded = self._weights.embed(self._ops, tokens, self._text.batch)
+        return embedded if self._rotated is None else map(self._rotated.embedded, embedded)
 
     def _learned_from(self) -> Tensor:
         tokens = self._tokens()
@@ -323,7 +338,29 @@ def require_fits(model: str | Path, recipe: Recipe) -> None:
     Raises: InputError, by one of its subclasses.
     """
     recipe.check()
-    _planned(Weights(open_checkpoint(model)), recipe)
+    weights = Weights(open_checkpoint(model))
+    _planned(weights, recipe)
+    _rotation(weights, recipe)
+
+
+def _rotation(weights: Weights, recipe: Recipe) -> Rotation | None:
+    """Return the rotation of the residual stream that the recipe asks for, if it asks for one."""
+    rotation = find_rotation(recipe.transforms, weights.model, seed=recipe.calibration.seed)
+    together = [choice.method for choice in recipe.refine if scope_of(choice) == "model"]
+    if rotation is not None and together:
+        raise RecipeError(
+            f"recipe {recipe.name}: {together[0]} tunes the head's norm, and a rotation of the residual stream folds "
+            "it into the head; leave one of the two out, or set the rotation's residual = false"
+        )
+    return rotation
+
+
+def _outer(weights: Weights, rotation: Rotation) -> Outer:
+    names = weights.model.outer_tensors()
+    dtypes = {
+        name: written_dtype(weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]) for name in names
+    }
+    return Outer(weights.checkpoint, weights.model, rotation, dtypes)
 
 
 def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:

@@ -225,7 +225,8 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     them. source_bytes: of the
     model that was read. size: of the output; its bits_per_weight count scales and zero points. peak_memory_bytes: of
     the process. spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said
-    about who can open the output, or None.
+    about who can open the output, or None. transform_note: what has to be said of tensors outside the blocks that a
+    transform changed, or None.
     """
 
     zeropoint: str
@@ -240,6 +241,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     held_out_tokens: int = 0
     skipped: tuple[str, ...]
     format_note: str | None = None
+    transform_note: str | None = None
     size: Size
     source_bytes: int
     elapsed_s: float

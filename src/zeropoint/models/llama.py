@@ -44,10 +44,16 @@ def gate(block: Block, state: State, outputs: tuple[Array, ...]) -> State:
 
 
 FLOW: Flow = (
-    Stage(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm", attention_input, attend),
-    Stage(("self_attn.o_proj",), "self_attn.v_proj", branch, add_to_residual),
-    Stage(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm", mlp_input, gate),
-    Stage(("mlp.down_proj",), "mlp.up_proj", branch, add_to_residual),
+    Stage(
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "input_layernorm",
+        attention_input,
+        attend,
+        residual="reads",
+    ),
+    Stage(("self_attn.o_proj",), "self_attn.v_proj", branch, add_to_residual, residual="adds", values=True),
+    Stage(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm", mlp_input, gate, residual="reads"),
+    Stage(("mlp.down_proj",), "mlp.up_proj", branch, add_to_residual, residual="adds"),
 )
 
 

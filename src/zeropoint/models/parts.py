@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from zeropoint.models.rope import Rope
 
@@ -82,13 +82,18 @@ class Stage:
     """Linears that read the same input, and the arithmetic before and after them.
 
     linears: local names, such as "self_attn.q_proj". fed_by: the norm or the linear whose output scale can be folded
-    into this input.
+    into this input. residual, values: what a rotation may rely on; the defaults promise nothing.
+    residual: "reads" if the input is the RMS norm `fed_by` of the residual stream, "adds" if the output is added to the
+    stream as it is, "apart" if neither it nor the arithmetic around it touches the stream. values: whether the input is
+    attention over the outputs of `fed_by`, which mixes tokens and no features of a head.
     """
 
     linears: tuple[str, ...]
     fed_by: str
     enter: Callable[[Block, State], Array]
     leave: Callable[[Block, State, tuple[Array, ...]], State]
+    residual: Literal["reads", "adds", "apart"] | None = None
+    values: bool = False
 
 
 Flow = tuple[Stage, ...]

@@ -147,8 +147,9 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     if result.skipped:
         names = ", ".join(map(_plain, result.skipped))
         parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))
-    if result.format_note is not None:
-        parts.append(Text(_plain(result.format_note), style=WORST))
+    for note in (result.format_note, result.transform_note):
+        if note is not None:
+            parts.append(Text(_plain(note), style=WORST))
     rounded = _rounded_when_run(result.recipe)
     if rounded:
         parts.append(Text(f"to be run with {rounded}, as config.json says; the bytes above are those on disk"))

@@ -46,6 +46,12 @@ def test_a_scheme_is_shown_with_that_of_its_input() -> None:
     assert "int4 g64 sym x int8 token" in line(text, "q_proj x2")
 
 
+def test_what_a_transform_did_to_the_head_is_said_beside_the_formats_note() -> None:
+    notes = {"format_note": "only zeropoint can run this", "transform_note": "the head takes 56,623,104 bytes more"}
+    text = shown(quantized(msgspec.structs.replace(quantization(2), **notes)), 100)
+    assert all(note in text for note in notes.values())
+
+
 def test_outlier_columns_are_counted_and_layers_with_many_are_named() -> None:
     rows = tuple(
         msgspec.structs.replace(row, outlier_columns=154 if row.name == "model.layers.1.mlp.down_proj" else index)

@@ -32,8 +32,8 @@ class Made:
     flow: Flow
     x: Tensor
 
-    def output(self, block: FloatBlock | None = None) -> Tensor:
-        return (block or self.block).prepare(OPS, self.flow).run(self.flow, self.x)
+    def output(self, block: FloatBlock | None = None, x: Tensor | None = None) -> Tensor:
+        return (block or self.block).prepare(OPS, self.flow).run(self.flow, self.x if x is None else x)
 
     def inputs(self) -> dict[Stage, Tensor]:
         """What the linears of each stage read: (tokens, cols)."""
