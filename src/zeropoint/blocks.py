@@ -8,8 +8,10 @@ Beside the walk run, where a recipe asks for them, the float model (observe/shad
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
 from typing import Literal
@@ -115,12 +117,13 @@ class Beside:
     """What runs beside the walk, where a recipe asks for it.
 
     shadow: the float model. before: the inputs of the block at hand, as the quantized blocks give them. stages: the
-    held-out windows.
+    held-out windows. seconds: what the stages of the work took so far, by method.
     """
 
     shadow: Shadow | None = None
     before: Activations | None = None
     stages: Stages | None = None
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def needs_shadow(plans: Plans, recipe: Recipe) -> bool:
@@ -163,7 +166,9 @@ def quantized_blocks(
                 beside.shadow.enter(floats)
             if beside.before is not None:
                 beside.before.copy(activations)
+        started_s = time.perf_counter()
         layers += _quantize_stage(visit, source, plans, ops, beside.shadow)
+        beside.seconds[recipe.rounding.method] += time.perf_counter() - started_s
         if beside.shadow is not None:
             beside.shadow.finish(visit.stage, flow)
         if visit.stage is flow[-1]:
@@ -183,6 +188,7 @@ def _finish(
         assert tuned is not None
         assert beside.before is not None
         assert beside.shadow is not None
+        started_s = time.perf_counter()
         outcome = find.load("refine", choice.method).refine(
             tuned,
             _Samples(beside.before, beside.shadow.activations),
@@ -191,6 +197,7 @@ def _finish(
             gradient_ops=DifferentiableOps(),
             seed=source.recipe.calibration.seed + visit.index,
         )
+        beside.seconds[choice.method] += time.perf_counter() - started_s
         refined.append(RefineRow(block=prefix, method=choice.method, **vars(outcome)))
         layers = [layer.refined(choice.method, _tuned(tuned, prefix, layer)) for layer in layers]
         for name, gain in tuned.gains.items():

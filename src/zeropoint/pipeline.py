@@ -241,7 +241,8 @@ class _Run:
 
     def gains(self) -> tuple[GainRow, ...]:
         """Return what each stage of the work was worth, when all blocks are done."""
-        return tuple(GainRow(stage=stage, kl=kl) for stage, kl in self._divergences)
+        seconds = self._beside.seconds
+        return tuple(GainRow(stage=stage, kl=kl, seconds=seconds.get(stage)) for stage, kl in self._divergences)
 
     def _begin(self, activations: Activations, store: Callable[[], Activations]) -> None:
         """Embed the text, for the walk and for what runs beside it."""
@@ -285,6 +286,7 @@ class _Run:
         if stages is not None:
             held_out = Windows([*self._embed(self._held_out())], torch.split(stages.outputs(FLOAT), text.batch))
         for choice in choices:
+            started_s = time.perf_counter()
             outcome = find.load("refine", choice.method).refine(
                 blocks,
                 head,
@@ -295,6 +297,7 @@ class _Run:
                 seed=self._recipe.calibration.seed,
                 progress=lambda done, steps, name=choice.method: self._report(Progress(name, done, steps)),
             )
+            self._beside.seconds[choice.method] += time.perf_counter() - started_s
             self.refined.append(RefineRow(block=None, method=choice.method, **vars(outcome)))
             self._divergences.append((choice.method, outcome.error_after))
         self.outer[norm_name] = norm.stored()

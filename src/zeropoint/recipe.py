@@ -293,6 +293,15 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     text, source, name = _open_recipe(name_or_path)
     document = toml.parse(text, source)
     document.setdefault("name", name)
+    return _overridden(document, overrides, source)
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe with single values replaced, as `load_recipe` does it."""
+    return _overridden(recipe.to_dict(), overrides, recipe.name)
+
+
+def _overridden(document: dict[str, Any], overrides: Sequence[str], source: str) -> Recipe:
     changes = [_split_override(text) for text in overrides]
     asked = {keys for keys, _ in changes}
     for text, (keys, value) in zip(overrides, changes, strict=True):

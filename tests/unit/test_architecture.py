@@ -43,6 +43,7 @@ ORDER = (
     "laboratory",
     "stages",
     "blocks",
+    "plan",
     "pipeline",
     "comparison",
     "",

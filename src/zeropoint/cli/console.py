@@ -112,7 +112,12 @@ def abandon_stdout() -> None:
     os.close(nowhere)
 
 
-# Complaints, to stderr
+# Complaints, and what is about to be done, to stderr
+
+
+def tell(text: str) -> None:
+    """Say a few lines before long work begins."""
+    _to_stderr(f"{text}\n")
 
 
 def complain(sentence: str) -> None:

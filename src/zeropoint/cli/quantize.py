@@ -10,6 +10,7 @@ import click
 from zeropoint import heap
 from zeropoint.cli import console
 from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, threads_option
+from zeropoint.effort import EFFORTS, at_effort
 
 
 @click.command(
@@ -22,6 +23,11 @@ from zeropoint.cli.options import calibration_option, example, json_option, limi
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make.")
 @click.option(
     "-r", "--recipe", default="w4a16", show_default=True, metavar="NAME|FILE", help="A preset, or your own .toml file."
+)
+@click.option(
+    "--effort",
+    type=click.IntRange(EFFORTS[0], EFFORTS[-1]),
+    help="Work for the codes: 0 seconds and no text, 1 GPTQ, 2 better, 3 best. Default: as the recipe says.",
 )
 @calibration_option
 @click.option(
@@ -41,6 +47,7 @@ def command(
     model: Path,
     output: Path,
     recipe: str,
+    effort: int | None,
     calibration: Path | None,
     overrides: tuple[str, ...],
     kv_cache: Literal["float16", "int8"] | None,
@@ -53,15 +60,22 @@ def command(
     OUTPUT is a folder that transformers and vLLM load; with outlier columns only zeropoint does. It appears under its
     name when it is complete and checked.
     """
-    from zeropoint.recipe import load_recipe
+    from zeropoint.recipe import load_recipe, override
 
     if kv_cache is not None:
         overrides += (f"kv_cache={kv_cache}",)
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a wrong key is said at once
+    if effort is not None:  # what is set by hand comes last
+        loaded = override(at_effort(load_recipe(recipe), effort), overrides)
     limit_torch(threads)
-    from zeropoint.pipeline import quantize
+    from zeropoint.pipeline import quantize, require_fits
+    from zeropoint.plan import plan
+    from zeropoint.report.terminal import planned
 
     heap.map_large()
+    require_fits(model, loaded)
+    if not as_json:
+        console.tell(planned([(cost.stage, cost.seconds) for cost in plan(model, loaded)]))
     with console.progress() as progress:
         result = quantize(model, output, recipe=loaded, calibration=calibration, overwrite=overwrite, progress=progress)
     if as_json:

@@ -210,10 +210,12 @@ class GainRow(Result, frozen=True, kw_only=True):
     """One stage of the work and the model it would have made.
 
     stage: "nearest", a rounding or a method of `refine`. kl: mean KL(float || stage) of a held-out token, nats.
+    seconds: that it took, with what was observed for it; None where it is part of another one's.
     """
 
     stage: str
     kl: float
+    seconds: float | None = None
 
 
 class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):

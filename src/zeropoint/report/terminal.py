@@ -117,6 +117,8 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     parts: list[RenderableType] = [table, Text()]
     if result.transforms:
         parts += [_transforms(result.transforms), Text()]
+    if result.gains:
+        parts += [_gains(result), Text()]
     parts += [
         size_table(result.size, source_bytes=result.source_bytes),
         Text(),
@@ -156,6 +158,24 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     cost = f"{_duration(result.elapsed_s)}, peak memory {_bytes(result.peak_memory_bytes)}"
     parts.append(Text(f"{_plain(result.model)} -> {_plain(result.output)}\n{recipe}; {cost}", style="dim"))
     return Group(*parts)
+
+
+def planned(costs: Sequence[tuple[str, float]]) -> str:
+    """Return in one line what the stages of the work will take, before it begins. costs: (stage, seconds)."""
+    stages = ", ".join(f"{_plain(stage)} {_duration(seconds)}" for stage, seconds in costs)
+    return f"plan: {stages}; about {_duration(sum(seconds for _, seconds in costs))} in all"
+
+
+def _gains(result: QuantizeResult) -> Table:
+    """Return what each stage of the work was worth, on text that no method has learned from."""
+    table = _table("stage", "KL", "of the one before", "seconds")
+    before: float | None = None
+    for row in result.gains:
+        share = "" if not before else f"{row.kl / before:.2f}"
+        _add(table, row.stage, _nats(row.kl), share, "" if row.seconds is None else f"{row.seconds:,.0f}")
+        before = row.kl
+    table.caption = f"KL from the float model, nats per token, on {result.held_out_tokens:,} held-out tokens"
+    return table
 
 
 def _rounded_when_run(recipe: Mapping[str, Any]) -> str:
