@@ -237,8 +237,8 @@ def test_outlier_columns_come_back(
     layers = {LAYER: scheme, "other": scheme, "float": None}
     config = json.loads(json.dumps(module.config(layers, {LAYER: inputs, "other": InputScheme()})))
     assert module.input_schemes(config, tuple(layers)) == {LAYER: inputs, "other": InputScheme(), "float": None}
-    assert module.note({LAYER: inputs, "other": None}) is not None
-    assert module.note({LAYER: InputScheme(), "other": None}) is None
+    assert module.note(config) is not None
+    assert module.note(module.config(layers, {LAYER: InputScheme(), "other": InputScheme()})) is None
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -43,6 +43,7 @@ ORDER = (
     "laboratory",
     "stages",
     "blocks",
+    "embeddings",
     "pipeline",
     "comparison",
     "",

@@ -185,7 +185,7 @@ def test_evaluate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
         "max_windows": None,
         "runtime": "native",
         "activations": "int8",
-        "embeddings": None,
+        "embeddings": "stored",
         "kv_cache": None,
         "threads": None,
     }
@@ -338,7 +338,7 @@ def test_bench_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> Non
         "tokens": 128,
         "runs": 5,
         "threads": None,
-        "embeddings": None,
+        "embeddings": "stored",
         "activations": "int8",
         "kv_cache": None,
     }
@@ -469,7 +469,7 @@ def test_generate_streams_the_text_of_the_model(stand_in: Stand, capfd: Streams)
     model = Model([" Par", "is", "."])
     calls = stand_in("zeropoint.runtime.generate.load", model)
     assert cli.main(["generate", "o", "--prompt", "The capital is"]) == 0
-    given = {"runtime": "native", "threads": None, "embeddings": None, "activations": "int8", "kv_cache": None}
+    given = {"runtime": "native", "threads": None, "embeddings": "stored", "activations": "int8", "kv_cache": None}
     assert calls == [((Path("o"),), given)]
     assert capfd.readouterr().out == " Paris.\n"
     assert model.asked == [("The capital is", {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0})]
