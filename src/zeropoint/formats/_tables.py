@@ -12,10 +12,10 @@ What the readers do with it (tests/parity/test_embeddings_in_transformers.py sho
 
 - 8 bits are declared as `int-quantized`, in a group that names the table: transformers 5.23 with compressed-tensors
   0.20 opens it, and has our numbers bit for bit. It ties the codes, and turns them into floats under either name by
-  the scale of that name: without `lm_head.weight_scale` the head would be NaN.
+  the scale of that name: without `lm_head.weight_scale` the head would be scaled by what happens to be in memory.
 - Packed codes fail there, because transformers wants to initialise an Embedding that has no `weight`. And a model with
-  packed zero points is opened by `dequantize`, which takes the scheme of the linears for the embedding too, and is
-  wrong without a word. Both are declared as "zeropoint-embedding", which the package refuses by that name.
+  packed zero points is opened by `dequantize`, which takes the scheme of the linears for the embedding too, and fails.
+  Both are declared as "zeropoint-embedding", which the package refuses by that name before it reads a weight.
 - vLLM was not run. Its source has no quantized embedding, and no place for `weight_scale` of one.
 """
 

@@ -132,6 +132,17 @@ def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
     capfd.readouterr()
 
 
+def test_the_embeddings_of_quantize_are_a_key_of_any_recipe(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    line = ["quantize", "m", "-o", "o"]
+    for more in ("--embeddings int8", "-r w8a16 --embeddings int4", "--set embeddings=int4 --embeddings stored", ""):
+        assert cli.main([*line, *more.split()]) == 0
+    found = [cast(Recipe, options["recipe"]).embeddings for _, options in calls]
+    assert found == ["int8", "int4", "stored", "stored"]
+    assert cli.main([*line, "--embeddings", "int3"]) == 2
+    capfd.readouterr()
+
+
 def test_the_kv_cache_of_quantize_is_a_key_of_any_recipe(stand_in: Stand, tmp_path: Path, capfd: Streams) -> None:
     calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
     mine = tmp_path / "mine.toml"

@@ -227,6 +227,14 @@ def test_headers_alone_have_no_columns_of_errors() -> None:
     assert "outlier" not in text
 
 
+def test_an_embedding_of_integers_is_in_the_overview() -> None:
+    made = inspection(measured=False, compared=False)
+    assert "embed_tokens" not in shown(inspected(made))
+    table = msgspec.structs.replace(made.tensors[0], stored="int8 channel sym", size_bytes=28_409_856)
+    text = shown(inspected(msgspec.structs.replace(made, tensors=(table, *made.tensors[1:]))))
+    assert line(text, "embed_tokens") == ["embed_tokens x1", "49152 x 576", "int8 channel sym", "28.4 MB"]
+
+
 def test_all_rows_of_an_inspection_show_every_tensor() -> None:
     text = shown(inspected(inspection(), all_rows=True), 120)
     assert line(text, "model.embed_tokens.weight") == [
