@@ -163,8 +163,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     order: of each layer, of each block, of the whole model. kv_cache: what the runtime rounds keys and values to unless
     it is asked otherwise; the output's config.json says so, and no tensor changes. embeddings: what the file holds of
     embedding and head, "stored" for the floats of the source, or integers, rounded to nearest in ranges by `range`:
-    "int8" with a scale for each row, "int4" with one for 64 columns. static_error_limit: the squared relative error of a
-    layer's output above which an input that should be static stays dynamic, 0 to 1, or "none".
+    "int8" with a scale for each row, "int4" with one for 64 columns. static_error_limit: the squared relative error of
+    a layer's output above which an input that should be static stays dynamic, 0 to 1, or "none".
     massive_inputs: "dynamic" leaves inputs with massive activations dynamic, too. bias_correction: of the layers that
     have a bias. The values are checked and brought
     to one form however a recipe is made, so that two recipes that mean the same are equal.
