@@ -12,6 +12,7 @@ from zeropoint.evaluation.results import RECORD, Inspection, QuantizeResult, Ten
 from zeropoint.evaluation.size import linear_shape, measure_size, part_of, stored_bytes
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
+from zeropoint.types import Scheme
 
 
 def inspect(
@@ -49,7 +50,7 @@ def inspect(
         reference=None if against is None else str(against),
         model_type=weights.model.config.model_type,
         tensors=tuple(rows),
-        size=measure_size(tensors, weights.schemes, file_bytes=stored_bytes(tensors)),
+        size=measure_size(tensors, weights.schemes, tables=weights.table_schemes, file_bytes=stored_bytes(tensors)),
     )
 
 
@@ -58,9 +59,13 @@ def _header_rows(weights: Weights) -> Iterator[TensorRow]:
     table, *outer = weights.model.outer_tensors()
     inner = [name for index in range(weights.model.config.layers) for name in weights.model.block_tensors(index)]
     tensors = weights.checkpoint.tensors
+    quantized = {f"{name}.weight": scheme for name, scheme in weights.table_schemes.items() if scheme is not None}
     for full in (table, *inner, *outer, *weights.skipped()):
         name = full.removesuffix(".weight")
         scheme = weights.schemes.get(name) if full.endswith(".weight") else None
+        if full in quantized:
+            yield _table_row(full, weights, quantized[full])
+            continue
         if scheme is not None:
             stored = [info for tensor, info in tensors.items() if tensor.rpartition(".")[0] == name]
             outliers = tensors.get(f"{name}.outlier_columns")
@@ -87,6 +92,20 @@ def _header_rows(weights: Weights) -> Iterator[TensorRow]:
         )
 
 
+def _table_row(full: str, weights: Weights, scheme: Scheme) -> TensorRow:
+    name = full.removesuffix(".weight")
+    config = weights.model.config
+    alone = weights.checkpoint.tensors.values()
+    return TensorRow(
+        name=full,
+        kind=name.rpartition(".")[2],
+        role="embedding" if name == weights.tables[0].name else "head",
+        shape=(config.vocab_size, config.hidden_size),
+        stored=scheme.label(),
+        size_bytes=sum(info.size_bytes for info in alone if info.name.rpartition(".")[0] == name),
+    )
+
+
 def _record(weights: Weights) -> QuantizeResult | None:
     """Return the record of the run that made the checkpoint; None if there is none, as beside a float model."""
     file = weights.checkpoint.path / RECORD
@@ -98,7 +117,7 @@ def _recorded(row: TensorRow, record: QuantizeResult) -> TensorRow:
     import msgspec
 
     for layer in record.layers:
-        if layer.name == row.name:
+        if layer.name == row.name.removesuffix(".weight"):
             return msgspec.structs.replace(row, sqnr_db=layer.sqnr_db, cosine=layer.cosine)
     return row
 
@@ -127,9 +146,10 @@ def _measured(row: TensorRow, weights: Weights, original: Weights | None) -> Ten
 
 def _values(weights: Weights, row: TensorRow) -> Any:
     """Return the float values that a row is about."""
-    if row.role != "linear":
-        return weights.checkpoint.read(row.name)
-    return weights.restored_linear(row.name)
+    if row.role == "linear":
+        return weights.restored_linear(row.name)
+    table = row.name.removesuffix(".weight")
+    return weights.restored_table(table) if table in weights.table_schemes else weights.checkpoint.read(row.name)
 
 
 def _require_same(

@@ -41,6 +41,7 @@ from zeropoint.blocks import (
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.checkpoint.writer import Writer
+from zeropoint.embeddings import quantize_table, table_schemes
 from zeropoint.errors import InputError, RecipeError, SchemeError
 from zeropoint.evaluation.results import (
     RECORD,
@@ -112,7 +113,8 @@ def quantize(
     plans, file_format = _planned(weights, recipe)
     rotation = _rotation(weights, recipe)
     outer = None if rotation is None else _outer(weights, rotation)
-    note: str | None = file_format.note(_inputs(plans))
+    tables = table_schemes(weights, recipe, file_format)
+    note: str | None = file_format.note(file_format.config(_schemes(plans), _inputs(plans), tables))
     if note is not None:
         _log.warning("%s", note)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
@@ -137,13 +139,17 @@ def quantize(
                 transformed += block.transforms
             gains = run.gains()
             spilled_bytes = run.most_spilled_bytes
+        for table in weights.tables if tables else ():
+            quantized = quantize_table(weights, table, tables[table.name], recipe.range, file_format)
+            writer.add(quantized.tensors)
+            rows.append(quantized.row)
         skipped = tuple(name for name in weights.skipped() if outer is None or name != HEAD)
-        for name in skipped if outer is not None else (*weights.model.outer_tensors(), *skipped):
+        for name in _outer_floats(weights, tables) if outer is None else skipped:
             writer.add({name: run.outer[name] if name in run.outer else _as_written(weights, name)})
         for name, tensor in () if outer is None else outer.tensors():
             writer.add({name: tensor})
         weights.checkpoint.copy_side_files(writer.folder)
-        config = _config(weights, recipe, file_format, plans, inputs)
+        config = _config(weights, recipe, file_format.config(_schemes(plans), inputs, tables))
         writer.finish(config if outer is None else config | outer.config())
         written = Weights(open_checkpoint(writer.folder))
         result = QuantizeResult(
@@ -355,6 +361,11 @@ def _rotation(weights: Weights, recipe: Recipe) -> Rotation | None:
             f"recipe {recipe.name}: {together[0]} tunes the head's norm, and a rotation of the residual stream folds "
             "it into the head; leave one of the two out, or set the rotation's residual = false"
         )
+    if rotation is not None and recipe.embeddings != "stored":
+        raise RecipeError(
+            f"recipe {recipe.name}: embeddings = {recipe.embeddings!r} and a rotation of the residual stream, which "
+            "rewrites the embedding; leave one of the two out, or set the rotation's residual = false"
+        )
     return rotation
 
 
@@ -370,7 +381,7 @@ def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
     """Return the plan of every linear and the format's module."""
     plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
     file_format = find.load("formats", recipe.format, error=RecipeError)
-    _refuse_early(weights, plans, file_format)
+    _refuse_early(weights, plans, file_format, table_schemes(weights, recipe, file_format))
     return plans, file_format
 
 
@@ -412,6 +423,12 @@ def _described(text: Batches, recipe: Recipe, held_out: int) -> Text:
     return Text(name=source.name, sha256=source.sha256, windows=windows, length=length, seed=seed, note=text.note)
 
 
+def _outer_floats(weights: Weights, tables: Mapping[str, Scheme]) -> Iterator[str]:
+    """Yield the tensors outside the blocks that stay float: without a table that was quantized, under either name."""
+    written = {f"{name}.weight" for name in tables}
+    yield from (name for name in (*weights.model.outer_tensors(), *weights.skipped()) if name not in written)
+
+
 def _as_written(weights: Weights, name: str) -> Tensor:
     """Return a tensor that stays float as the output has it: as stored, but bfloat16 where it was in a block type."""
     info = weights.checkpoint.tensors[name]
@@ -426,25 +443,19 @@ def _as_written(weights: Weights, name: str) -> Tensor:
     return written
 
 
-def _config(
-    weights: Weights,
-    recipe: Recipe,
-    file_format: ModuleType,
-    plans: Plans,
-    inputs: Mapping[str, InputScheme | None],
-) -> dict[str, Any]:
-    """Return the config.json of the output. inputs: as each linear rounds its own in the end."""
-    config = {**weights.checkpoint.config, "quantization_config": file_format.config(_schemes(plans), inputs)}
+def _config(weights: Weights, recipe: Recipe, quantization: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of the output. quantization: its `quantization_config`."""
+    config = {**weights.checkpoint.config, "quantization_config": quantization}
     config.pop(CONFIG_KEY, None)  # the recipe decides, not what the source was to be run with
-    config |= Choices(kv_cache=recipe.kv_cache, embeddings=recipe.embeddings).to_config()
+    config |= Choices(kv_cache=recipe.kv_cache).to_config()
     if any(in_blocks(info) for info in weights.checkpoint.tensors.values()):
         config["dtype"] = "bfloat16"
     return config
 
 
-def _refuse_early(weights: Weights, plans: Plans, file_format: ModuleType) -> None:
+def _refuse_early(weights: Weights, plans: Plans, file_format: ModuleType, tables: Mapping[str, Scheme]) -> None:
     """Raise for what could otherwise fail hours later: a quantized input, schemes that the format cannot store."""
-    if any(weights.schemes.values()):
+    if weights.is_quantized:
         raise InputError(
             f"{weights.checkpoint.path} is quantized already; quantize the float model that it was made from"
         )
@@ -454,7 +465,7 @@ def _refuse_early(weights: Weights, plans: Plans, file_format: ModuleType) -> No
             reason = file_format.supports(plan.scheme, (rows, cols))
             if reason is not None:
                 raise SchemeError(f"{name}: {reason}")
-    file_format.config(_schemes(plans), _inputs(plans))
+    file_format.config(_schemes(plans), _inputs(plans), tables)
 
 
 def _schemes(plans: Plans) -> dict[str, Scheme | None]:

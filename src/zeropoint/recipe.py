@@ -2,9 +2,9 @@
 
     rounding = "gptq"                    # or a table: [rounding] method = "gptq", damping = 0.01
     kv_cache = "int8"                    # keys and values at run time; or "float16", the default
-    embeddings = "int8"                  # embedding and head at run time; or "stored", the default: on disk they stay
+    embeddings = "int8"                  # embedding and head in the file; or "int4"; or "stored", the default: floats
 
-    [weights]                            # every linear of the decoder blocks; embeddings and lm_head stay float
+    [weights]                            # every linear of the decoder blocks
     bits = 4
 
     [activations]                        # what those linears read is rounded too; "float", the default, leaves it
@@ -160,10 +160,11 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     format: the file in formats/ that writes the result. activations: None, "float" in a file, leaves them float.
     transforms: of every block, in their order. refine: what makes better codes and scales of the rounded ones, in their
-    order: of each layer, of each block, of the whole model. kv_cache, embeddings: what the runtime rounds besides the
-    weights unless it is asked otherwise; the output's config.json says so, and no tensor changes. static_error_limit:
-    the squared relative error of a layer's output above which an input that should be static stays dynamic, 0 to 1, or
-    "none".
+    order: of each layer, of each block, of the whole model. kv_cache: what the runtime rounds keys and values to unless
+    it is asked otherwise; the output's config.json says so, and no tensor changes. embeddings: what the file holds of
+    embedding and head, "stored" for the floats of the source, or integers, rounded to nearest in ranges by `range`:
+    "int8" with a scale for each row, "int4" with one for 64 columns. static_error_limit: the squared relative error of
+    a layer's output above which an input that should be static stays dynamic, 0 to 1, or "none".
     massive_inputs: "dynamic" leaves inputs with massive activations dynamic, too. bias_correction: of the layers that
     have a bias. The values are checked and brought
     to one form however a recipe is made, so that two recipes that mean the same are equal.

@@ -188,8 +188,11 @@ KVCache: TypeAlias = Literal["float16", "int8"]
 RunActivations: TypeAlias = Literal["int8", "bfloat16", "float"]
 """How linears read their inputs in the native runtime, see `zeropoint.runtime.native_runner.NativeRunner`."""
 
-Embeddings: TypeAlias = Literal["stored", "int8"]
-"""What a recipe can ask of embedding and head at run time: as they are stored, or int8 with a scale for each row."""
+Embeddings: TypeAlias = Literal["stored", "int8", "int4"]
+"""What a recipe can ask the file to hold of embedding and head: the floats of the source, or integers."""
+
+RunEmbeddings: TypeAlias = Literal["stored", "int8"]
+"""What embedding and head are held as when a model runs: as in the file, or float ones rounded to int8 by rows."""
 
 MassiveInputs: TypeAlias = Literal["static", "dynamic"]
 """What a recipe can ask for where a static scale would meet massive activations."""

@@ -237,8 +237,38 @@ def test_outlier_columns_come_back(
     layers = {LAYER: scheme, "other": scheme, "float": None}
     config = json.loads(json.dumps(module.config(layers, {LAYER: inputs, "other": InputScheme()})))
     assert module.input_schemes(config, tuple(layers)) == {LAYER: inputs, "other": InputScheme(), "float": None}
-    assert module.note({LAYER: inputs, "other": None}) is not None
-    assert module.note({LAYER: InputScheme(), "other": None}) is None
+    assert module.note(config) is not None
+    assert module.note(module.config(layers, {LAYER: InputScheme(), "other": InputScheme()})) is None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=100, deadline=None)
+@given(q=qtensors(), at=st.integers(0, 40))
+def test_a_table_comes_back_from_its_rows(name: str, q: QTensor, at: int) -> None:
+    module = find.load("formats", name)
+    if module.supports_table(q.scheme, q.shape) is not None:
+        return
+    rows, cols = q.shape
+    parts = [slice(0, min(at, rows)), slice(min(at, rows), rows)]
+    slabs = [
+        dataclasses.replace(q, codes=q.codes[part], qparams=QParams(q.qparams.scale[part], None))
+        for part in parts
+        if part.start < part.stop
+    ]
+    tensors = module.pack_table("table", slabs)
+    assert tuple(tensors) == module.table_tensor_names("table", q.scheme)
+    stored = {part: as_read(tensor) for part, tensor in tensors.items()}
+    back = module.unpack_table("table", stored, q.scheme, cols)
+    assert same(back.codes, q.codes)
+    assert same(back.qparams.scale, q.qparams.scale)
+    assert back.scheme == q.scheme
+    words = unpacked(module.read_table("table", stored, q.scheme, cols))
+    assert words == (q.codes.int() + (1 << (q.scheme.bits - 1))).tolist()
+    found = module.table_schemes(
+        json.loads(json.dumps(module.config({LAYER: Scheme()}, None, {"lm_head": q.scheme}))), ["lm_head", "other"]
+    )
+    assert found["other"] is None
+    assert dataclasses.replace(q.scheme, narrow=False, scale_dtype="bfloat16") == found["lm_head"]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -44,6 +44,7 @@ ORDER = (
     "stages",
     "blocks",
     "plan",
+    "embeddings",
     "pipeline",
     "comparison",
     "",

@@ -169,7 +169,7 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str, tmp_path_factory: pyt
         ({"format": "gguff"}, ["format is 'gguff'", "'compressed_tensors'"]),
         ({"kv_cache": "int4"}, ["r.toml: kv_cache is 'int4'", "'float16', 'int8'"]),
         ({"kv_cache": 8}, ["r.toml: kv_cache is 8", "'float16', 'int8'"]),
-        ({"embeddings": "float"}, ["r.toml: embeddings is 'float'", "'int8', 'stored'"]),
+        ({"embeddings": "float"}, ["r.toml: embeddings is 'float'", "'int4', 'int8', 'stored'"]),
         ({"static_error_limit": 2}, ["static_error_limit is 2", "a number from 0 to 1 or 'none'"]),
         ({"static_error_limit": float("nan")}, ["static_error_limit is nan", "a number from 0 to 1 or 'none'"]),
         ({"massive_inputs": True}, ["massive_inputs is True", "'dynamic', 'static'"]),

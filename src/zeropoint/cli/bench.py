@@ -50,7 +50,7 @@ def command(
     prompt_tokens: int,
     tokens: int,
     runs: int,
-    embeddings: Literal["stored", "int8"] | None,
+    embeddings: Literal["stored", "int8"],
     activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,

@@ -35,7 +35,7 @@ def command(
     top_p: float,
     seed: int,
     runtime: Literal["native", "torch"],
-    embeddings: Literal["stored", "int8"] | None,
+    embeddings: Literal["stored", "int8"],
     activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,

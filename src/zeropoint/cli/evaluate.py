@@ -68,7 +68,7 @@ def command(
     max_windows: int | None,
     fail_on: tuple[str, ...],
     runtime: Literal["native", "torch"],
-    embeddings: Literal["stored", "int8"] | None,
+    embeddings: Literal["stored", "int8"],
     activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,

@@ -47,7 +47,7 @@ def command(
     seed: int,
     chat: bool,
     runtime: Literal["native", "torch"],
-    embeddings: Literal["stored", "int8"] | None,
+    embeddings: Literal["stored", "int8"],
     activations: RunActivations,
     kv_cache: Literal["float16", "int8"] | None,
     threads: int | None,

@@ -141,6 +141,8 @@ def native_options(command: Command) -> Command:
     embeddings = click.option(
         "--embeddings",
         type=click.Choice(["stored", "int8"]),
-        help="Keep embedding and head as they are stored, or round them to 8 bits. Default: as the recipe says.",
+        default="stored",
+        show_default=True,
+        help="Keep embedding and head as they are stored, or round those to 8 bits that are stored as floats.",
     )
     return embeddings(activations(kv(command)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 
@@ -11,6 +11,7 @@ from zeropoint import heap
 from zeropoint.cli import console
 from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, threads_option
 from zeropoint.effort import EFFORTS, at_effort
+from zeropoint.types import Embeddings
 
 
 @click.command(
@@ -39,6 +40,11 @@ from zeropoint.effort import EFFORTS, at_effort
     type=click.Choice(["float16", "int8"]),
     help="What OUTPUT keeps keys and values as when it is run: short for --set kv_cache=...",
 )
+@click.option(
+    "--embeddings",
+    type=click.Choice(get_args(Embeddings)),
+    help="What OUTPUT holds of embedding and head: floats as in MODEL, or integers: short for --set embeddings=...",
+)
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists, once the new one is complete.")
 @threads_option
 @json_option
@@ -51,19 +57,22 @@ def command(
     calibration: Path | None,
     overrides: tuple[str, ...],
     kv_cache: Literal["float16", "int8"] | None,
+    embeddings: Embeddings | None,
     overwrite: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Quantize MODEL, a Hugging Face folder or a .gguf file.
 
-    OUTPUT is a folder that transformers and vLLM load; with outlier columns only zeropoint does. It appears under its
-    name when it is complete and checked.
+    OUTPUT is a folder that transformers and vLLM load; with int8 embeddings vLLM does not, and with int4 embeddings or
+    outlier columns only zeropoint does. It appears under its name when it is complete and checked.
     """
     from zeropoint.recipe import load_recipe, override
 
     if kv_cache is not None:
         overrides += (f"kv_cache={kv_cache}",)
+    if embeddings is not None:
+        overrides += (f"embeddings={embeddings}",)
     loaded = load_recipe(recipe, overrides)  # before torch is imported: a wrong key is said at once
     if effort is not None:  # what is set by hand comes last
         loaded = override(at_effort(load_recipe(recipe), effort), overrides)

@@ -16,8 +16,8 @@ so that a large layer needs no copies of itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,23 +53,32 @@ def weight_error(weight: Tensor, restored: Tensor, second_moment: Tensor | None 
     """
     if weight.shape != restored.shape:
         raise InternalError(f"a weight {tuple(weight.shape)} cannot be compared with one of {tuple(restored.shape)}")
+    found = error_of_slabs([(weight, restored)])
+    if second_moment is None:
+        return found
+    return replace(found, output=relative_output_error(weight, restored, second_moment))
+
+
+def error_of_slabs(slabs: Iterable[tuple[Tensor, Tensor]]) -> WeightError:
+    """Return how far a weight is from its original that comes in parts: pairs of the original and what it became."""
     signal = noise = product = restored_signal = largest = 0.0
-    for w, r in zip(_chunks(weight), _chunks(restored), strict=True):
-        error = r - w
-        signal += float(w @ w)
-        noise += float(error @ error)
-        product += float(w @ r)
-        restored_signal += float(r @ r)
-        largest = max(largest, float(error.abs().max()))
-    if not math.isfinite(signal + restored_signal):
-        require_finite(weight, "values of the weight")
-        require_finite(restored, "values of the quantized weight")
+    for weight, restored in slabs:
+        for w, r in zip(_chunks(weight), _chunks(restored), strict=True):
+            error = r - w
+            signal += float(w @ w)
+            noise += float(error @ error)
+            product += float(w @ r)
+            restored_signal += float(r @ r)
+            largest = max(largest, float(error.abs().max()))
+        if not math.isfinite(signal + restored_signal):
+            require_finite(weight, "values of the weight")
+            require_finite(restored, "values of the quantized weight")
     norms = math.sqrt(signal) * math.sqrt(restored_signal)
     return WeightError(
         sqnr_db=10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
         cosine=max(-1.0, min(1.0, product / norms)) if norms > 0 else float(signal == restored_signal),
         max_abs=largest,
-        output=None if second_moment is None else relative_output_error(weight, restored, second_moment),
+        output=None,
     )
 
 

@@ -144,8 +144,9 @@ class Size(Result, frozen=True, kw_only=True):
         outlier_bytes, the columns that stay float. In a block type such as Q4_1 the scales lie between the codes, and
         all of it is code_bytes.
     linear_weights: how many weights they have. float_linear_bytes, float_linear_weights: the same of the linears that
-    stayed float. head_bytes: 0 when tied to the embedding. other_bytes: norms, biases and what the architecture does
-    not use. overhead_bytes: stored shapes and file headers. weights: of the whole model.
+    stayed float. embedding_bytes, head_bytes: with their scales; of a head that is the embedding its copy of these, or
+    0. other_bytes: norms, biases and what the architecture does not use. overhead_bytes: stored shapes and file
+    headers. weights: of the whole model.
     bits_per_weight: 8 * linear_bytes / linear_weights, None when nothing is quantized.
     bits_per_weight_model: 8 * total_bytes / weights.
     """

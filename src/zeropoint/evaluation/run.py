@@ -39,7 +39,7 @@ from zeropoint.runtime.native_runner import NativeRunner, NativeSession
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.torch_runner import exact_unless_asked
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings, RunActivations
+from zeropoint.types import RunActivations, RunEmbeddings
 
 BATCH_TOKENS = 4096
 """Tokens that run through a block together."""
@@ -66,7 +66,7 @@ def evaluate(
     max_windows: int | None = None,
     runtime: Runtime = "native",
     activations: RunActivations = "int8",
-    embeddings: Embeddings | None = None,
+    embeddings: RunEmbeddings = "stored",
     kv_cache: CacheDtype | None = None,
     threads: int | None = None,
     progress: ProgressCallback | None = None,
@@ -109,7 +109,8 @@ def evaluate(
         run = _run_native(reference_runner, quantized, windows, activations, report)
     else:
         cached = kv_cache or exact_unless_asked(judged)
-        run = _Run(_scores(original, judged, windows, cached, report), "torch", "float", None, "stored", cached)
+        scores = _scores(original, judged, windows, cached, report)
+        run = _Run(scores, "torch", "float", None, judged.stored_embeddings, cached)
     scores = run.scores
     count = len(windows.tokens)
     kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
@@ -159,7 +160,7 @@ def evaluate(
 def size_of(weights: Weights) -> Size:
     """Return where the bytes of a checkpoint are, headers of its files included."""
     tensors = weights.checkpoint.tensors
-    return measure_size(tensors, weights.schemes, file_bytes=stored_bytes(tensors))
+    return measure_size(tensors, weights.schemes, tables=weights.table_schemes, file_bytes=stored_bytes(tensors))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def measure_size(
     tensors: Mapping[str, TensorInfo],
     schemes: Mapping[str, Scheme | None],
     *,
+    tables: Mapping[str, Scheme | None] | None = None,
     shapes: Mapping[str, tuple[int, int]] | None = None,
     file_bytes: int | None = None,
 ) -> Size:
@@ -53,6 +54,7 @@ def measure_size(
 
     tensors: all that is stored, by name. schemes: every linear of the blocks by its full name, without ".weight"; None
     for one that is not quantized by a scheme of ours. lm_head counts as a linear if it has a scheme.
+    tables: the schemes of embedding and head, where they are stored as integers; their scales are bytes, no weights.
     shapes: (rows, cols) of linears where the caller knows them, such as from the reference; see `linear_shape`.
     file_bytes: of the files, with their headers (`stored_bytes`); by default the tensors alone.
     Raises: InternalError if the codes of a linear are not two-dimensional.
@@ -68,7 +70,7 @@ def measure_size(
             linear_weights += rows * cols
             weights += rows * cols
         elif part not in ("scales", "zero_points", "outliers", "overhead"):
-            weights += math.prod(info.shape)
+            weights += _weights_in(info, tensors, tables or {})
             float_linear_weights += math.prod(info.shape) if part == "float_linear" else 0
     linear_bytes = sizes["codes"] + sizes["scales"] + sizes["zero_points"] + sizes["outliers"]
     tensor_bytes = sum(sizes.values())
@@ -91,6 +93,14 @@ def measure_size(
         bits_per_weight=8 * linear_bytes / linear_weights if linear_weights else None,
         bits_per_weight_model=8 * total_bytes / weights if weights else 0.0,
     )
+
+
+def _weights_in(info: TensorInfo, tensors: Mapping[str, TensorInfo], tables: Mapping[str, Scheme | None]) -> int:
+    """Return how many weights a tensor that belongs to no quantized linear stands for."""
+    name, _, part = info.name.rpartition(".")
+    if part == "weight_packed" and tables.get(name) is not None:
+        return math.prod(linear_shape(name, tensors, tables[name]))
+    return 0 if PARTS.get(part) == "scales" else math.prod(info.shape)
 
 
 def stored_bytes(tensors: Mapping[str, TensorInfo]) -> int:

@@ -37,7 +37,7 @@ from zeropoint.evaluation.speed_process import (
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime import _native
 from zeropoint.runtime.choices import CacheDtype
-from zeropoint.types import Embeddings, RunActivations
+from zeropoint.types import RunActivations, RunEmbeddings
 
 STREAM_BYTES = 512 << 20
 """Read to measure the bandwidth; many times what caches hold."""
@@ -54,7 +54,7 @@ def bench(
     tokens: int = 128,
     runs: int = 5,
     threads: int | None = None,
-    embeddings: Embeddings | None = None,
+    embeddings: RunEmbeddings = "stored",
     activations: RunActivations = "int8",
     kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,
@@ -121,7 +121,7 @@ def measure_speeds(
     tokens: int,
     runs: int,
     threads: int | None = None,
-    embeddings: Embeddings | None = None,
+    embeddings: RunEmbeddings = "stored",
     activations: RunActivations = "int8",
     kv_cache: CacheDtype | None = None,
     progress: ProgressCallback | None = None,

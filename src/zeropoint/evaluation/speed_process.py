@@ -30,7 +30,7 @@ import msgspec
 from zeropoint import errors
 from zeropoint.errors import InputError, ProcessError, ZeropointError
 from zeropoint.runtime.choices import CacheDtype
-from zeropoint.types import Embeddings, RunActivations
+from zeropoint.types import RunActivations, RunEmbeddings
 
 if TYPE_CHECKING:
     from zeropoint.runtime.generate import LanguageModel
@@ -58,7 +58,7 @@ class Model(Message, frozen=True, kw_only=True):
 
     path: str
     threads: int
-    embeddings: Embeddings | None
+    embeddings: RunEmbeddings
     activations: RunActivations
     kv_cache: CacheDtype | None = None
     positions: int

@@ -15,7 +15,8 @@ int8 only packed), scales as above and
     NAME.weight_zero_point  int8 (rows, groups), (1,) per tensor       asymmetric only
 
 What a file says about inputs is in _inputs.py, about outlier columns, with which only zeropoint opens it, in
-_outliers.py. config.json holds `quantization_config`: which linear has which scheme.
+_outliers.py, about embedding and head as integers in _tables.py. config.json holds `quantization_config`: which linear
+has which scheme.
 
 What transformers 5.23 with compressed-tensors 0.20 does with such a folder (tests/parity shows each point):
 
@@ -42,8 +43,8 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
-from zeropoint.formats import _inputs, _outliers
-from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, ScaleDtype, Scheme, StoredArray
+from zeropoint.formats import _inputs, _outliers, _scales, _tables
+from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,7 @@ def pack(name: str, q: QTensor) -> dict[str, Tensor]:
         raise InternalError(f"{name}: zero points belong to an asymmetric weight, and only to one")
     inputs = None if q.input is None else q.input.scheme
     packed = format_of(q.scheme, inputs) == PACKED
-    parts = [bits.pack(q.codes, q.scheme.bits) if packed else q.codes.clone(), _scale_to_store(name, q)]
+    parts = [bits.pack(q.codes, q.scheme.bits) if packed else q.codes.clone(), _scales.to_store(name, q)]
     if packed:
         parts.append(torch.tensor(q.shape, dtype=torch.int64))
     if q.qparams.zero_point is not None:
@@ -150,6 +151,27 @@ def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, inputs: Inp
     return QTensor(torch.from_numpy(codes), qparams, packed.scheme, packed.input, outliers)
 
 
+table_tensor_names = _tables.tensor_names
+pack_table = _tables.to_store
+read_table = _tables.read
+
+
+def supports_table(scheme: Scheme, shape: tuple[int, int]) -> str | None:
+    """Return None if an embedding or a head of `shape` can be stored and read again, else the reason."""
+    return supports(scheme, shape) or _tables.supports(scheme)
+
+
+def unpack_table(name: str, stored: Mapping[str, StoredArray], scheme: Scheme, cols: int) -> QTensor:
+    """Return an embedding or a head, or some of its rows, as `read_table` takes them."""
+    import torch
+
+    from zeropoint.formats import bits
+
+    packed = _tables.read(name, stored, scheme, cols)
+    codes = torch.from_numpy(bits.unpack_array(packed.words, scheme.bits, cols))
+    return QTensor(codes, QParams(torch.from_numpy(packed.scale), None), packed.scheme)
+
+
 def read_packed(
     name: str, stored: Mapping[str, StoredArray], scheme: Scheme, inputs: InputScheme | None = None
 ) -> PackedWeight:
@@ -165,7 +187,7 @@ def read_packed(
         raise CheckpointError(f"{name}: {', '.join(missing)} missing from the file of a {scheme.label()} weight")
     read_words = _read_words if format_of(scheme, inputs) == PACKED else _read_bytes
     words, (rows, cols) = read_words(name, stored, scheme)
-    scale, scale_dtype = _read_scale(f"{name}.weight_scale", stored[f"{name}.weight_scale"], scheme, (rows, cols))
+    scale, scale_dtype = _scales.read(f"{name}.weight_scale", stored[f"{name}.weight_scale"], scheme, (rows, cols))
     zero_point = None if scheme.symmetric else _read_zero_point(name, stored, scheme, (rows, cols))
     stored_scheme = replace(scheme, scale_dtype=scale_dtype)
     columns, outliers = _outliers.read(name, stored, inputs, (rows, cols))
@@ -175,7 +197,9 @@ def read_packed(
 
 
 def config(
-    layers: Mapping[str, Scheme | None], inputs: Mapping[str, InputScheme | None] | None = None
+    layers: Mapping[str, Scheme | None],
+    inputs: Mapping[str, InputScheme | None] | None = None,
+    tables: Mapping[str, Scheme] | None = None,
 ) -> dict[str, Any]:
     """Return the `quantization_config` of config.json, as the compressed-tensors package would write it or refuse it.
 
@@ -184,14 +208,15 @@ def config(
     layers: vLLM looks for the class of its fused linears (q, k, v in one) before it looks for the names of their
     parts, so that a group for "Linear" would take layers of the other groups.
     inputs: how the input of each quantized linear is rounded; None, or no entry, where it stays float.
-    Raises: SchemeError if no layer has a scheme, or if one with packed zero points stands beside another scheme, or
-        has quantized inputs.
+    tables: embedding and head that are integers, by all their full names, also the second name of a tied one.
+    Raises: SchemeError if no layer and no table has a scheme, or if a layer with packed zero points stands beside
+        another scheme, or has quantized inputs.
     """
     groups: dict[tuple[Scheme, InputScheme | None], list[str]] = {}
     for name, scheme in layers.items():
         if scheme is not None:
             groups.setdefault((_as_stored(scheme), (inputs or {}).get(name)), []).append(name)
-    if not groups:
+    if not groups and not tables:
         raise SchemeError(f"none of the {len(layers)} layers is quantized; a {METHOD} model needs at least one")
     zero_points_packed = [key for key in groups if _packs_zero_points(*key)]
     for scheme, rounded in zero_points_packed[:1]:
@@ -206,15 +231,19 @@ def config(
                 f"{scheme.label()} only where it is the one scheme of all quantized layers; "
                 "make every scheme symmetric, or use one scheme"
             )
-    formats = {_declared_format(*key) for key in groups}
+    written = [
+        _group(*key, ["Linear"] if len(groups) == 1 else names, _declared_format(*key)) for key, names in groups.items()
+    ]
+    for scheme in dict.fromkeys((tables or {}).values()):
+        names = [name for name, its in (tables or {}).items() if its == scheme]
+        declared = _tables.declared_format(scheme, int8=INT8, beside_zero_points=bool(zero_points_packed))
+        written.append(_group(scheme, None, names, declared))
+    formats = {group["format"] for group in written}
     ignore = [name for name, scheme in layers.items() if scheme is None]
-    if "lm_head" not in layers:
+    if "lm_head" not in layers and "lm_head" not in (tables or {}):
         ignore.append("lm_head")
     return {
-        "config_groups": {
-            f"group_{i}": _group(*key, ["Linear"] if len(groups) == 1 else names)
-            for i, (key, names) in enumerate(groups.items())
-        },
+        "config_groups": {f"group_{i}": group for i, group in enumerate(written)},
         "format": formats.pop() if len(formats) == 1 else MIXED,
         "global_compression_ratio": None,
         "ignore": ignore,
@@ -229,9 +258,11 @@ def config(
     }
 
 
-def note(inputs: Mapping[str, InputScheme | None]) -> str | None:
-    """Return what has to be said about who can open a model with such inputs; None where all readers can."""
-    return _outliers.NOTE if any(map(_outliers.stored, inputs.values())) else None
+def note(quantization_config: Mapping[str, Any]) -> str | None:
+    """Return what has to be said about who can open a model that `config` describes so; None where all readers can."""
+    formats = {tuple(group["targets"]): group["format"] for group in quantization_config["config_groups"].values()}
+    notes = [_outliers.NOTE] if _outliers.FORMAT in formats.values() else []
+    return "; ".join((*notes, *_tables.notes(formats))) or None
 
 
 def schemes(quantization_config: Mapping[str, Any], layer_names: Iterable[str]) -> dict[str, Scheme | None]:
@@ -254,6 +285,21 @@ def input_schemes(quantization_config: Mapping[str, Any], layer_names: Iterable[
     return {name: None if group is None else group[1] for name, group in _resolve(quantization_config, layer_names)}
 
 
+def table_schemes(quantization_config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Scheme | None]:
+    """Return the scheme of embedding and head, by their full names, or None where one is float: as `config` wrote them.
+
+    Raises: CheckpointError naming the entry that is not supported.
+    """
+    stored = _parse(quantization_config)
+    found: dict[str, Scheme | None] = dict.fromkeys(names)
+    for group_name, group in stored.config_groups.items():
+        if _tables.hold(group.targets) and group.weights is not None:
+            scheme = _table_scheme(f"quantization_config, group {group_name!r}", group, stored.format)
+            ignored = stored.ignore or ()
+            found |= {name: scheme for name in group.targets if name in found and name not in ignored}
+    return found
+
+
 def _resolve(
     quantization_config: Mapping[str, Any], layer_names: Iterable[str]
 ) -> Iterator[tuple[str, tuple[Scheme, InputScheme | None] | None]]:
@@ -261,6 +307,8 @@ def _resolve(
     stored = _parse(quantization_config)
     of_target: dict[str, tuple[Scheme, InputScheme | None] | None] = {}
     for group_name, group in stored.config_groups.items():
+        if _tables.hold(group.targets):
+            continue
         found = _schemes_of(f"quantization_config, group {group_name!r}", group, stored.format)
         of_target |= dict.fromkeys(group.targets, found)
     # The package sorts patterns, so that which of two matching ones wins does not depend on the order of the file.
@@ -339,6 +387,24 @@ def _schemes_of(where: str, group: _Group, default_format: str | None) -> tuple[
     return scheme, inputs
 
 
+def _table_scheme(where: str, group: _Group, default_format: str | None) -> Scheme:
+    """Return the scheme of a config group of embedding and head; raise CheckpointError if it is not supported."""
+    assert group.weights is not None
+    scheme = _scheme(where, group.weights)
+    reason = _tables.supports(scheme)
+    if reason is None and (group.input_activations is not None or group.output_activations is not None):
+        reason = "rounded inputs or outputs of an embedding or a head are not supported"
+    allowed = {_tables.FORMAT, _tables.declared_format(scheme, int8=INT8, beside_zero_points=False)}
+    if reason is None and (group.format or default_format) not in allowed:
+        reason = (
+            f"format {group.format or default_format!r} is not supported for an embedding or a head in "
+            f"{scheme.label()}; only {' or '.join(sorted(map(repr, allowed)))} is"
+        )
+    if reason is not None:
+        raise CheckpointError(f"{where}: {reason}")
+    return scheme
+
+
 def _scheme(where: str, weights: _Weights) -> Scheme:
     """Return the scheme of the weights of a config group; raise CheckpointError if it is not supported."""
     if weights.type != "int" or weights.dynamic:
@@ -398,9 +464,9 @@ def _label(scheme: Scheme, inputs: InputScheme | None) -> str:
     return scheme.label() if inputs is None else f"{scheme.label()} with {inputs.label()} inputs"
 
 
-def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str]) -> dict[str, Any]:
+def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str], declared: str) -> dict[str, Any]:
     return {
-        "format": _declared_format(scheme, inputs),
+        "format": declared,
         "input_activations": _inputs.to_config(inputs),
         "output_activations": None,
         "targets": targets,
@@ -423,37 +489,12 @@ def _sizes_that_divide(cols: int) -> str:
     return ", ".join(str(size) for size in ([s for s in sizes if s >= 8] or sizes))
 
 
-def _qparams_shape(scheme: Scheme, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return the shape of QParams for a weight of `shape`; per tensor the file has (1,) instead of (1, 1)."""
-    rows, cols = shape
-    return (1, 1) if scheme.granularity == "tensor" else (rows, scheme.groups(cols))
-
-
-def _positive_and_finite(scale: Tensor) -> bool:
-    return bool(((scale > 0) & scale.isfinite()).all())
-
-
-def _scale_to_store(name: str, q: QTensor) -> Tensor:
-    """Return the scale in its stored dtype and shape, having checked that this changes no value."""
-    import torch
-
-    scale = q.qparams.scale
-    stored = scale.to(getattr(torch, q.scheme.scale_dtype), copy=True).contiguous()
-    exact = _positive_and_finite(scale) and torch.equal(stored.to(scale.dtype), scale)
-    if tuple(scale.shape) != _qparams_shape(q.scheme, q.shape) or not exact:
-        raise InternalError(
-            f"{name}: scales of shape {tuple(scale.shape)} are not {_qparams_shape(q.scheme, q.shape)}, "
-            f"or not positive, finite and exact in {q.scheme.scale_dtype}"
-        )
-    return stored.reshape(1) if q.scheme.granularity == "tensor" else stored
-
-
 def _zero_point_to_store(name: str, zero_point: Tensor, q: QTensor, *, packed: bool) -> Tensor:
     import torch
 
     from zeropoint.formats import bits
 
-    shape = _qparams_shape(q.scheme, q.shape)
+    shape = _scales.shape_of(q.scheme, q.shape)
     outside = (zero_point < q.scheme.q_min) | (zero_point > q.scheme.q_max)
     if tuple(zero_point.shape) != shape or bool(outside.any()):
         raise InternalError(
@@ -524,27 +565,6 @@ def _shape(name: str, stored: StoredArray) -> tuple[int, int]:
     return rows, cols
 
 
-def _read_scale(
-    name: str, stored: StoredArray, scheme: Scheme, shape: tuple[int, int]
-) -> tuple[NDArray[np.float32], ScaleDtype]:
-    import numpy as np
-
-    expected = _qparams_shape(scheme, shape)
-    values = stored.values
-    fits = values.size == 1 if scheme.granularity == "tensor" else values.shape == expected
-    if not fits or stored.dtype not in get_args(ScaleDtype):
-        raise CheckpointError(
-            f"{name} is {stored.dtype} {values.shape}; it must be {' or '.join(get_args(ScaleDtype))} {expected}"
-        )
-    if stored.dtype == "bfloat16":  # the upper half of a float32
-        scale = (values.astype(np.uint32) << 16).view(np.float32).reshape(expected)
-    else:
-        scale = values.astype(np.float32).reshape(expected)
-    if not ((scale > 0) & np.isfinite(scale)).all():
-        raise CheckpointError(f"{name} holds a scale that is not positive and finite")
-    return scale, cast(ScaleDtype, stored.dtype)
-
-
 def _read_zero_point(
     name: str, tensors: Mapping[str, StoredArray], scheme: Scheme, shape: tuple[int, int]
 ) -> NDArray[np.int8]:
@@ -553,7 +573,7 @@ def _read_zero_point(
     from zeropoint.formats import bits
 
     stored = tensors[f"{name}.weight_zero_point"]
-    rows, groups = _qparams_shape(scheme, shape)
+    rows, groups = _scales.shape_of(scheme, shape)
     if stored.dtype == "int8" and stored.values.size == rows * groups:
         zero_point = stored.values.astype(np.int8).reshape(rows, groups)
     elif stored.dtype == "int32" and stored.values.shape == (bits.words(rows, scheme.bits), groups):

@@ -19,6 +19,9 @@ from typing import Any, Literal, Protocol, Self
 
 from zeropoint.models.rope import Rope
 
+HEAD = "lm_head"
+"""What every model calls its head, also where it is the embedding."""
+
 Array = Any
 """(batch, time, features) unless a signature says otherwise."""
 
@@ -189,6 +192,23 @@ class Model(Protocol):
 
     def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
         """Return logits (batch, time, vocabulary) of the last block's output."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A weight with a row for each token of the vocabulary: the embedding, the head, or both in one.
+
+    name: full, without ".weight". also: the other name of a tied one, under which nothing is stored.
+    """
+
+    name: str
+    also: str | None = None
+
+
+def tables(model: Model) -> tuple[Table, ...]:
+    """Return the tables of a model: the embedding that is the head too, or the embedding and the head."""
+    embedding, _, *head = (name.removesuffix(".weight") for name in model.outer_tensors())
+    return (Table(embedding), Table(head[0])) if head else (Table(embedding, HEAD),)
 
 
 def linear_names(model: Model) -> Iterator[str]:

@@ -13,7 +13,7 @@ shown as text, never as markup, and without control characters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -152,9 +152,11 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     for note in (result.format_note, result.transform_note):
         if note is not None:
             parts.append(Text(_plain(note), style=WORST))
-    rounded = _rounded_when_run(result.recipe)
-    if rounded:
-        parts.append(Text(f"to be run with {rounded}, as config.json says; the bytes above are those on disk"))
+    if result.recipe.get("kv_cache", "float16") != "float16":
+        asked = _plain(str(result.recipe["kv_cache"]))
+        parts.append(
+            Text(f"to be run with a KV cache of {asked}, as config.json says; the bytes above are those on disk")
+        )
     cost = f"{_duration(result.elapsed_s)}, peak memory {_bytes(result.peak_memory_bytes)}"
     parts.append(Text(f"{_plain(result.model)} -> {_plain(result.output)}\n{recipe}; {cost}", style="dim"))
     return Group(*parts)
@@ -176,14 +178,6 @@ def _gains(result: QuantizeResult) -> Table:
         before = row.kl
     table.caption = f"KL from the float model, nats per token, on {result.held_out_tokens:,} held-out tokens"
     return table
-
-
-def _rounded_when_run(recipe: Mapping[str, Any]) -> str:
-    """Return what the recipe asks of the runtime besides the weights; nothing where it asks for nothing."""
-    defaults = {"kv_cache": ("float16", "a KV cache"), "embeddings": ("stored", "embeddings")}
-    asked = {name: str(recipe.get(key, default)) for key, (default, name) in defaults.items()}
-    usual = [default for default, _ in defaults.values()]
-    return " and ".join(f"{name} of {_plain(value)}" for name, value in asked.items() if value not in usual)
 
 
 def _transforms(rows: Sequence[TransformRow]) -> Table:
@@ -304,7 +298,7 @@ def inspected(result: Inspection, *, all_rows: bool = False) -> RenderableType:
 def _tensors_by_kind(tensors: Sequence[TensorRow], measured: bool, compared: bool) -> Table:
     outliers = _have_outliers(tensors)
     table = _table("layers", "shape", "stored as", "bytes", *outliers, *_measures(measured, compared))
-    kinds = _grouped((row for row in tensors if row.role == "linear"), lambda row: (row.kind, row.shape, row.stored))
+    kinds = _grouped(filter(_in_overview, tensors), lambda row: (row.kind, row.shape, row.stored))
     for (kind, shape, stored), rows in kinds.items():
         cells = [f"{kind} x{len(rows)}", _shape(shape), stored, _bytes(sum(row.size_bytes for row in rows))]
         cells += [_spread([row.outlier_columns for row in rows], "{:,.0f}".format)] * len(outliers)
@@ -316,6 +310,11 @@ def _tensors_by_kind(tensors: Sequence[TensorRow], measured: bool, compared: boo
     if measured:
         table.caption = "lowest, median, highest; outlier: the largest magnitude over the root mean square"
     return table
+
+
+def _in_overview(row: TensorRow) -> bool:
+    """Say whether a weight is a linear, or an embedding or a head that is stored as integers."""
+    return row.role == "linear" or (row.role in ("embedding", "head") and row.stored.startswith("int"))
 
 
 def _every_tensor(tensors: Sequence[TensorRow], measured: bool, compared: bool) -> Table:

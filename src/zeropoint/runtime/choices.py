@@ -1,11 +1,12 @@
-"""What the runtime may round besides the weights: keys and values, and the embedding.
+"""What the runtime may round besides the weights: keys and values, and an embedding that is stored as floats.
 
-A recipe chooses, and the output's config.json keeps it:
+For keys and values a recipe chooses, and the output's config.json keeps it:
 
-    "zeropoint": {"kv_cache": "int8", "embeddings": "int8"}          # only what differs from the defaults
+    "zeropoint": {"kv_cache": "int8"}          # only what differs from the defaults
 
-Neither changes a stored tensor: the runtime rounds at load, or as tokens come. So a folder says how it wants to be run,
-whoever runs it may say otherwise, and readers that do not know the key lose nothing.
+That changes no stored tensor: the runtime rounds as tokens come. So a folder says how it wants to be run, whoever runs
+it may say otherwise, and readers that do not know the key lose nothing. What a recipe chooses for embeddings is in the
+file itself (formats/_tables.py); whoever runs a float one may have it rounded while it is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from zeropoint.errors import CheckpointError, InputError
-from zeropoint.types import Embeddings, KVCache
+from zeropoint.types import KVCache
 
 CONFIG_KEY = "zeropoint"
 
@@ -25,10 +26,9 @@ CacheDtype = Literal["float16", "float32", "int8"]
 
 
 class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How a checkpoint wants to be run. kv_cache: dtype of keys and values. embeddings: as stored, or in 8 bits."""
+    """How a checkpoint wants to be run. kv_cache: dtype of keys and values."""
 
     kv_cache: KVCache = "float16"
-    embeddings: Embeddings = "stored"
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Choices:
@@ -41,7 +41,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         except msgspec.ValidationError as error:
             raise CheckpointError(
                 f"config.json: {CONFIG_KEY!r} is {config[CONFIG_KEY]!r}, and it may hold kv_cache, 'float16' or "
-                "'int8', and embeddings, 'stored' or 'int8'; correct it or take it out"
+                "'int8'; correct it or take it out"
             ) from error
 
     def to_config(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
         return {CONFIG_KEY: section} if section else {}
 
 
-def require_possible(runtime: str, *, activations: str, embeddings: str | None) -> None:
+def require_possible(runtime: str, *, activations: str, embeddings: str) -> None:
     """Raise InputError for a runtime that there is not, or for a choice that it does not have."""
     if runtime not in ("native", "torch"):
         raise InputError(f"runtime is {runtime!r}; it must be 'native' or 'torch'")

@@ -19,7 +19,7 @@ from zeropoint.runtime.decode import Pieces, tokens_after
 from zeropoint.runtime.runner import Runner, Session
 from zeropoint.runtime.sampler import Sampler
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings, RunActivations
+from zeropoint.types import RunActivations, RunEmbeddings
 
 
 def load(
@@ -28,7 +28,7 @@ def load(
     runtime: Literal["native", "torch"] = "native",
     threads: int | None = None,
     activations: RunActivations = "int8",
-    embeddings: Embeddings | None = None,
+    embeddings: RunEmbeddings = "stored",
     kv_cache: CacheDtype | None = None,
 ) -> LanguageModel:
     """Load a checkpoint, float or quantized: a folder or a .gguf file.
@@ -38,7 +38,7 @@ def load(
     None is what the checkpoint's recipe says, or else float16, and float32 in torch. The rest is of the native runtime:
     activations, whether the inputs of the quantized linears are rounded to 8 bits, "int8", or those of bfloat16 linears
     to bfloat16, "bfloat16", or none, "float"; embeddings, whether embedding
-    and head are kept as they are stored, None being what the recipe says.
+    and head are kept as they are stored, or "int8", rounded to 8 bits where they are stored as floats.
     Raises: CheckpointError or ArchitectureError if it is none that can be read; InputError for another runtime.
     """
     require_possible(runtime, activations=activations, embeddings=embeddings)

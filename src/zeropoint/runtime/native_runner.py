@@ -21,7 +21,7 @@ from zeropoint.runtime import _native
 from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Embeddings, PackedWeight, RunActivations, StoredArray
+from zeropoint.types import PackedWeight, RunActivations, RunEmbeddings, Scheme, StoredArray
 
 SLAB_BYTES = 8 << 20
 """Of a float weight, read and put into panels at once."""
@@ -36,8 +36,9 @@ class NativeRunner:
         "float" does not, whatever the file says. "bfloat16" does not either, and rounds what linears with bfloat16
         weights read to bfloat16, as models in bfloat16 are run elsewhere: with AMX those are then multiplied as such,
         16 tokens or more at a time. Without AMX, or for fewer tokens, the same numbers are multiplied as float32.
-    embeddings: "int8" rounds embedding and head to 8 bits with a scale for each row. cache: dtype of keys and values;
-    int8 has a scale for each head and token. None is what the checkpoint asks for, see `zeropoint.runtime.choices`.
+    embeddings: "int8" rounds an embedding and a head that the file has as floats to 8 bits with a scale for each row;
+    integers stay as they are. cache: dtype of keys and values; int8 has a scale for each head and token. None is what
+    the checkpoint asks for, see `zeropoint.runtime.choices`.
     Raises: CheckpointError if it asks for what there is not; InputError for such an argument, for threads below 1, or
         if ZEROPOINT_ISA names an instruction set that this machine does not have.
     """
@@ -48,7 +49,7 @@ class NativeRunner:
         *,
         threads: int | None = None,
         activations: RunActivations = "int8",
-        embeddings: Embeddings | None = None,
+        embeddings: RunEmbeddings = "stored",
         cache: CacheDtype | None = None,
     ) -> None:
         if threads is not None and threads < 1:
@@ -60,15 +61,18 @@ class NativeRunner:
             raise InputError(str(error)) from error
         self._config = weights.model.config
         asked = Choices.of(weights.checkpoint.config)
-        self.embeddings = embeddings or asked.embeddings
-        """What embedding and head are held as: "stored" or "int8"."""
+        if embeddings not in get_args(RunEmbeddings):
+            raise InputError(f"embeddings is {embeddings!r}; it must be 'stored' or 'int8'")
+        in_file = weights.stored_embeddings
+        self.embeddings: str = embeddings if in_file == "stored" else in_file
+        """What embedding and head are held as: "stored", floats as they are in the file, or "int8" or "int4"."""
         self.kv_cache = cache or asked.kv_cache
         """The dtype of keys and values."""
         self.cache_token_bytes = _cache_token_bytes(self._config, self.kv_cache)
         """Memory of the keys and values of one token, with their scales."""
         self._pool = _native.Pool(threads or _native.usable_cores())
         loader = _Loader(weights, self._pool)
-        self._operations, self._head = _record(weights, loader, self.embeddings)
+        self._operations, self._head = _record(weights, loader, rounded=embeddings == "int8")
         self._program = self._compile(activations)
         heap.give_back()
         self.weight_bytes = loader.bytes
@@ -123,19 +127,17 @@ class NativeRunner:
         return (operation.detail["weight"] for operation in self._operations if operation.kind == "linear")
 
 
-def _record(weights: Weights, loader: _Loader, embeddings: Embeddings) -> tuple[tuple[Operation, ...], int]:
+def _record(weights: Weights, loader: _Loader, *, rounded: bool) -> tuple[tuple[Operation, ...], int]:
     """Load all weights and return the operations of the model, and the index of the first one of the head."""
     model, ops = weights.model, NativeOps()
-    table_name, norm_name, *head_name = model.outer_tensors()
-    if embeddings not in ("stored", "int8"):
-        raise InputError(f"embeddings is {embeddings!r}; it must be 'stored' or 'int8'")
-    rounded = embeddings == "int8"
-    table = loader.table(table_name, rounded=rounded)
+    norm_name = model.outer_tensors()[1]
+    embedding, *own_head = (table.name for table in weights.tables)
+    table = loader.table(embedding, rounded=rounded)
     head = table
-    if head_name:
+    if own_head:
         loader.looked_up_bytes = table.bytes
-        head = loader.table(head_name[0], rounded=rounded)
-    x = model.embed(ops, {table_name: table}, None)
+        head = loader.table(own_head[0], rounded=rounded)
+    x = model.embed(ops, {f"{embedding}.weight": table}, None)
     for index in range(model.config.layers):
         block = Block(model.config, ops, loader.block(index))
         x = block.run(model.flow, x, LayerPart(index))
@@ -239,14 +241,32 @@ class _Loader:
         return self._counted(weight)
 
     def table(self, name: str, *, rounded: bool) -> _native.Weight:
-        """Return an embedding or a head: as it is stored, or rounded to 8 bits by rows."""
+        """Return an embedding or a head: as it is stored, or, where it is float, rounded to 8 bits by rows."""
+        scheme = self._weights.table_schemes[name]
+        if scheme is not None:
+            return self._counted(self._table_of_codes(name, scheme))
+        full = f"{name}.weight"
         if not rounded:
-            return self._counted(self._float(name))
-        rows, cols = self._shape(name)
+            return self._counted(self._float(full))
+        rows, cols = self._shape(full)
         weight = _native.codes_weight(8, rows, cols, cols, False, False)
-        halves = self._dtype(name) == "BF16"
-        self._in_slabs(name, weight.round_bf16 if halves else weight.round_f32, as_stored=halves)
+        halves = self._dtype(full) == "BF16"
+        self._in_slabs(full, weight.round_bf16 if halves else weight.round_f32, as_stored=halves)
         return self._counted(weight)
+
+    def _table_of_codes(self, name: str, scheme: Scheme) -> _native.Weight:
+        """Return an embedding or a head from the integers of the file, read some rows at a time."""
+        config = self._weights.model.config
+        rows, cols = config.vocab_size, config.hidden_size
+        group = scheme.group_size or cols
+        if group < cols and group % _native.CHUNK:
+            return self._packed(name, self._weights.packed_table(name, (0, rows)))
+        halves = self._weights.packed_table(name, (0, 1)).scheme.scale_dtype == "bfloat16"
+        weight = _native.codes_weight(scheme.bits, rows, cols, group, halves, False)
+        for start, stop in _slabs(rows, cols):
+            packed = self._weights.packed_table(name, (start, stop))
+            weight.put_codes(self._pool, start, packed.words, packed.scale, None)
+        return weight
 
     def _float(self, name: str) -> _native.Weight:
         halves = self._dtype(name) == "BF16"
@@ -288,10 +308,8 @@ class _Loader:
         return weight
 
     def _in_slabs(self, name: str, put: Callable[[_native.Pool, int, Any], None], *, as_stored: bool) -> None:
-        rows, cols = self._shape(name)
-        step = max(1, SLAB_BYTES // (4 * cols * _native.PANEL)) * _native.PANEL
-        for start in range(0, rows, step):
-            slab = self._checkpoint.read_array(name, rows=(start, min(rows, start + step)))
+        for start, stop in _slabs(*self._shape(name)):
+            slab = self._checkpoint.read_array(name, rows=(start, stop))
             put(self._pool, start, slab if as_stored else _as_float32(slab, self._dtype(name)))
 
     def _shape(self, name: str) -> tuple[int, int]:
@@ -307,6 +325,13 @@ class _Loader:
     def _counted(self, weight: _native.Weight) -> _native.Weight:
         self.bytes += weight.bytes
         return weight
+
+
+def _slabs(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of rows that are read and put into panels at once: whole panels, all but the last."""
+    step = max(1, SLAB_BYTES // (4 * cols * _native.PANEL)) * _native.PANEL
+    for start in range(0, rows, step):
+        yield start, min(rows, start + step)
 
 
 def row_sums(packed: PackedWeight) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from zeropoint.qparams.affine import restore
 from zeropoint.qparams.inputs import round_input
 from zeropoint.runtime.cache import TorchLayerCache, in_halves, in_int8
 from zeropoint.runtime.choices import CacheDtype
-from zeropoint.types import InputParams, QTensor
+from zeropoint.types import InputParams, QParams, QTensor
 
 _ACTIVATIONS = {
     "silu": lambda x: F.silu(x, inplace=True),
@@ -63,8 +63,12 @@ class TorchOps:
         values = restore(weight) if isinstance(weight, QTensor) else weight
         return TorchLinear(values.to(self.dtype).T.contiguous(), weight.input if isinstance(weight, QTensor) else None)
 
-    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
-        return F.embedding(tokens, table).float()
+    def embed(self, tokens: Tensor, table: Tensor | QTensor) -> Tensor:
+        if isinstance(table, Tensor):
+            return F.embedding(tokens, table).float()
+        rows = tokens.flatten()
+        found = QTensor(table.codes[rows], QParams(table.qparams.scale[rows], None), table.scheme)
+        return restore(found).view(*tokens.shape, -1)
 
     def linear(self, x: Tensor, weight: TorchLinear, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])

@@ -10,7 +10,7 @@ from zeropoint.checkpoint.reader import Checkpoint
 from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
-from zeropoint.models.parts import Block, FloatBlock, Model, Ops, linear_names
+from zeropoint.models.parts import HEAD, Block, FloatBlock, Model, Ops, Table, linear_names, tables
 from zeropoint.types import InputScheme, PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Weights:
 
     model: the architecture. schemes: for each linear of the blocks its scheme, or None where it is float.
     inputs: for each of them how its input is rounded, or None where it stays float.
+    tables: embedding and head, one where they are tied. table_schemes: for the name of each its scheme, or None.
     Raises: CheckpointError if a tensor that the architecture needs is missing.
     """
 
@@ -31,11 +32,14 @@ class Weights:
         self._format: Any = None
         self.schemes: Mapping[str, Scheme | None] = dict.fromkeys(linear_names(self.model))
         self.inputs: Mapping[str, InputScheme | None] = dict.fromkeys(self.schemes)
+        self.tables: tuple[Table, ...] = tables(self.model)
+        self.table_schemes: Mapping[str, Scheme | None] = dict.fromkeys(table.name for table in self.tables)
         quantization = checkpoint.config.get("quantization_config")
         if quantization is not None:
             self._format = _format_of(quantization)
             self.schemes = self._format.schemes(quantization, tuple(self.schemes))
             self.inputs = self._format.input_schemes(quantization, tuple(self.schemes))
+            self.table_schemes = self._format.table_schemes(quantization, tuple(self.table_schemes))
         self._require_tensors()
 
     def linear(self, name: str) -> Tensor | QTensor:
@@ -88,6 +92,49 @@ class Weights:
         weight = self.linear(name)
         return restore(weight) if isinstance(weight, QTensor) else weight.float()
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether anything of it is stored as integers by a scheme."""
+        return any((*self.schemes.values(), *self.table_schemes.values()))
+
+    @property
+    def stored_embeddings(self) -> str:
+        """What the file holds of the embedding: "stored" for floats, "int8" or "int4" for integers."""
+        scheme = self.table_schemes[self.tables[0].name]
+        return "stored" if scheme is None else f"int{scheme.bits}"
+
+    def float_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows of the float tensor `name`, or of what it is tied to, as float32."""
+        import torch
+
+        values = self.checkpoint.read_array(name, rows=(start, stop))
+        if values.dtype == "float32":  # of a block type too, whatever its name
+            return torch.from_numpy(values)
+        stored = self.checkpoint.tensors[self.checkpoint.tied.get(name, name)].dtype
+        return torch.from_numpy(values).view(getattr(torch, DTYPES[stored].torch_name)).float()
+
+    def packed_table(self, name: str, rows: tuple[int, int]) -> PackedWeight:
+        """Return rows (start, stop) of a quantized embedding or head as they are packed. No torch is needed for it."""
+        scheme = self.table_schemes[name]
+        packed: PackedWeight = self._format.read_table(name, self._table_parts(name, rows), scheme, self._cols)
+        return packed
+
+    def table(self, name: str) -> Tensor | QTensor:
+        """Return an embedding or a head: float as stored, or quantized."""
+        scheme = self.table_schemes[name]
+        if scheme is None:
+            return self.checkpoint.read(f"{name}.weight")
+        parts = self._table_parts(name, (0, self.model.config.vocab_size))
+        unpacked: QTensor = self._format.unpack_table(name, parts, scheme, self._cols)
+        return unpacked
+
+    def restored_table(self, name: str) -> Tensor:
+        """Return an embedding or a head: float as stored, or the float32 values that its codes stand for."""
+        from zeropoint.qparams.affine import restore
+
+        weight = self.table(name)
+        return restore(weight) if isinstance(weight, QTensor) else weight
+
     def embed(self, ops: Ops, tokens: Tensor, batch: int) -> Iterator[Tensor]:
         """Yield the embedded windows, `batch` at a time: float32 (batch, length, hidden).
 
@@ -99,34 +146,53 @@ class Weights:
         for part in torch.split(tokens, batch):
             yield self.model.embed(ops, embedding, part)
 
-    def embedding(self) -> dict[str, Tensor]:
+    def embedding(self) -> dict[str, Tensor | QTensor]:
         """Return what `Model.embed` needs: the embedding table as it is stored."""
-        name = self.model.outer_tensors()[0]
-        return {name: self.checkpoint.read(name)}
+        name = self.tables[0].name
+        return {f"{name}.weight": self.table(name)}
 
     def head(self, ops: Ops) -> dict[str, Any]:
         """Return what `Model.head` needs: the last norm, and the head prepared for `ops` (the embedding when tied)."""
-        table, norm, *head = self.model.outer_tensors()
-        return {
-            norm: self.checkpoint.read(norm),
-            "lm_head.weight": ops.prepare(self.checkpoint.read((head or [table])[0])),
-        }
+        norm = self.model.outer_tensors()[1]
+        return {norm: self.checkpoint.read(norm), f"{HEAD}.weight": ops.prepare(self.table(self.tables[-1].name))}
 
     def skipped(self) -> tuple[str, ...]:
         """Return the names of tensors in the checkpoint that the architecture does not use, sorted."""
         return tuple(sorted(set(self.checkpoint.tensors) - set(self._used())))
 
-    def _stored(self, name: str) -> StoredArray:
+    def _stored(self, name: str, rows: tuple[int, int] | None = None) -> StoredArray:
         """Return a tensor of a quantized weight; only a folder holds one, with the dtypes of safetensors."""
-        values = self.checkpoint.read_array(name)
+        values = self.checkpoint.read_array(name, rows=rows)
         return StoredArray(values, DTYPES[self.checkpoint.tensors[name].dtype].torch_name)
 
     def _tensor_names(self, name: str, scheme: Scheme) -> tuple[str, ...]:
         names: tuple[str, ...] = self._format.tensor_names(name, scheme, self.inputs[name])
         return names
 
+    @property
+    def _cols(self) -> int:
+        """Columns of embedding and head."""
+        return self.model.config.hidden_size
+
+    def _table_parts(self, name: str, rows: tuple[int, int]) -> dict[str, StoredArray]:
+        """Return rows of the tensors of a quantized table."""
+        return {
+            part: self._stored(part, rows) for part in self._format.table_tensor_names(name, self.table_schemes[name])
+        }
+
+    def _table_names(self, table: Table) -> tuple[str, ...]:
+        """Return the names of the tensors that a table is stored as."""
+        scheme = self.table_schemes[table.name]
+        if scheme is None:
+            return (f"{table.name}.weight",)
+        also = table.also if f"{table.also}.weight_scale" in self.checkpoint.tensors else None
+        names: tuple[str, ...] = self._format.table_tensor_names(table.name, scheme, also)
+        return names
+
     def _used(self) -> list[str]:
-        names = list(self.model.outer_tensors())
+        floats = {f"{table.name}.weight" for table in self.tables}
+        names = [name for name in self.model.outer_tensors() if name not in floats]
+        names += [name for table in self.tables for name in self._table_names(table)]
         for index in range(self.model.config.layers):
             for full in self.model.block_tensors(index):
                 scheme = self.schemes.get(full.removesuffix(".weight")) if full.endswith(".weight") else None
@@ -142,6 +208,18 @@ class Weights:
                 f"{self.checkpoint.path}: a {self.model.config.model_type} model needs {', '.join(missing[:3])}{more}, "
                 "which is not there; the download may be incomplete, or config.json belongs to another model"
             )
+        self._require_vocabulary()
+
+    def _require_vocabulary(self) -> None:
+        rows = self.model.config.vocab_size
+        for table in self.tables:
+            for name in self._table_names(table) if self.table_schemes[table.name] is not None else ():
+                shape = self.checkpoint.tensors[name].shape
+                if shape[:1] != (rows,):
+                    raise CheckpointError(
+                        f"{self.checkpoint.path}: {name} has the shape {shape}, and config.json a vocabulary of {rows} "
+                        "tokens; config.json belongs to another model"
+                    )
 
 
 def _format_of(quantization: Mapping[str, Any]) -> Any:

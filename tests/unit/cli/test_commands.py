@@ -132,6 +132,17 @@ def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
     capfd.readouterr()
 
 
+def test_the_embeddings_of_quantize_are_a_key_of_any_recipe(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    line = ["quantize", "m", "-o", "o"]
+    for more in ("--embeddings int8", "-r w8a16 --embeddings int4", "--set embeddings=int4 --embeddings stored", ""):
+        assert cli.main([*line, *more.split()]) == 0
+    found = [cast(Recipe, options["recipe"]).embeddings for _, options in calls]
+    assert found == ["int8", "int4", "stored", "stored"]
+    assert cli.main([*line, "--embeddings", "int3"]) == 2
+    capfd.readouterr()
+
+
 def test_the_kv_cache_of_quantize_is_a_key_of_any_recipe(stand_in: Stand, tmp_path: Path, capfd: Streams) -> None:
     calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
     mine = tmp_path / "mine.toml"
@@ -185,7 +196,7 @@ def test_evaluate_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
         "max_windows": None,
         "runtime": "native",
         "activations": "int8",
-        "embeddings": None,
+        "embeddings": "stored",
         "kv_cache": None,
         "threads": None,
     }
@@ -338,7 +349,7 @@ def test_bench_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> Non
         "tokens": 128,
         "runs": 5,
         "threads": None,
-        "embeddings": None,
+        "embeddings": "stored",
         "activations": "int8",
         "kv_cache": None,
     }
@@ -469,7 +480,7 @@ def test_generate_streams_the_text_of_the_model(stand_in: Stand, capfd: Streams)
     model = Model([" Par", "is", "."])
     calls = stand_in("zeropoint.runtime.generate.load", model)
     assert cli.main(["generate", "o", "--prompt", "The capital is"]) == 0
-    given = {"runtime": "native", "threads": None, "embeddings": None, "activations": "int8", "kv_cache": None}
+    given = {"runtime": "native", "threads": None, "embeddings": "stored", "activations": "int8", "kv_cache": None}
     assert calls == [((Path("o"),), given)]
     assert capfd.readouterr().out == " Paris.\n"
     assert model.asked == [("The capital is", {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0})]

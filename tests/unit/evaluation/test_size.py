@@ -143,6 +143,22 @@ def test_a_quantized_head_counts_as_a_linear() -> None:
     assert (size.head_bytes, size.linear_weights, size.bits_per_weight) == (0, 64 * 32, 8.5)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_table_of_integers_counts_its_weights_and_not_its_scales(bits: int) -> None:
+    table = Scheme(8, granularity="channel", group_size=None) if bits == 8 else Scheme(4, group_size=32)
+    codes = info("model.embed_tokens.weight", "I8", 300, 64) if bits == 8 else None
+    codes = codes or info("model.embed_tokens.weight_packed", "I32", 300, 8)
+    scales = info("model.embed_tokens.weight_scale", "BF16", 300, table.groups(64))
+    again = info("lm_head.weight_scale", "BF16", 300, 1)
+    tensors = by_name(*packed(NAME, 64, 64, Scheme(group_size=32)), codes, scales, again)
+    size = measure_size(tensors, {NAME: Scheme(group_size=32)}, tables={"model.embed_tokens": table})
+    assert size.weights == 300 * 64 + 64 * 64
+    assert size.embedding_bytes == 300 * 64 * bits / 8 + 300 * 2 * table.groups(64)
+    assert size.head_bytes == 300 * 2
+    assert size.bits_per_weight == 4.5
+    assert size.bits_per_weight_model == 8 * size.total_bytes / size.weights
+
+
 def test_a_float_model_has_no_bits_of_quantized_linears() -> None:
     size = measure_size(by_name(info(f"{NAME}.weight", "BF16", 8, 16)), {NAME: None})
     assert (size.bits_per_weight, size.bits_per_weight_model) == (None, 16.0)

@@ -45,8 +45,8 @@ def test_a_packed_linear_that_is_damaged_is_named(weights: Weights, monkeypatch:
     name = next(linear_names(weights.model))
     read_array = weights.checkpoint.read_array
 
-    def damaged(part: str) -> np.ndarray:
-        return read_array(part) * (0 if part.endswith("scale") else 1)
+    def damaged(part: str, *, rows: tuple[int, int] | None = None) -> np.ndarray:
+        return read_array(part, rows=rows) * (0 if part.endswith("scale") else 1)
 
     monkeypatch.setattr(weights.checkpoint, "read_array", damaged)
     with pytest.raises(CheckpointError, match=rf"{name}\.weight_scale holds a scale that is not positive"):

@@ -1,0 +1,112 @@
+"""Embedding and head -> integers: some rows at a time, to nearest, in the ranges of the recipe.
+
+    int8   a symmetric scale for each row, a token's: what the native runtime looks up and multiplies without unpacking
+    int4   a symmetric scale for each 64 columns of a row, or as many fewer as divide them
+
+A tied table is one object: it is rounded once and stored once. GPTQ is not for them: what the embedding reads has no
+second moment, and the head's would have to be held against what every token is looked up as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from torch import Tensor
+
+from zeropoint.errors import NonFiniteError, SchemeError
+from zeropoint.evaluation.layers import error_of_slabs
+from zeropoint.evaluation.results import LayerRow
+from zeropoint.models.parts import Table
+from zeropoint.qparams.affine import quantize, restore
+from zeropoint.qparams.choose import choose_qparams
+from zeropoint.qparams.grouping import divisors
+from zeropoint.recipe import Choice, Recipe
+from zeropoint.runtime.weights import Weights
+from zeropoint.types import QTensor, Scheme
+
+SLAB_VALUES = 1 << 21
+"""Values of a table that are in float32 at once."""
+
+GROUP_SIZE = 64
+"""Columns of an int4 table that share a scale, where that divides them."""
+
+
+@dataclass(frozen=True)
+class QuantizedTable:
+    """One table after rounding: the tensors that the file has for it, and what it lost."""
+
+    tensors: dict[str, Tensor]
+    row: LayerRow
+
+
+def table_schemes(weights: Weights, recipe: Recipe, file_format: ModuleType) -> dict[str, Scheme]:
+    """Return the scheme of every table that the recipe wants as integers, by name; a tied one under both of its names.
+
+    Raises: SchemeError if the format cannot store it.
+    """
+    if recipe.embeddings == "stored":
+        return {}
+    shape = weights.model.config.vocab_size, weights.model.config.hidden_size
+    scheme = int8() if recipe.embeddings == "int8" else int4(shape[1])
+    reason = file_format.supports_table(scheme, shape)
+    if reason is not None:
+        raise SchemeError(f"{weights.tables[0].name}: {reason}")
+    return {name: scheme for table in weights.tables for name in (table.name, table.also) if name is not None}
+
+
+def int8() -> Scheme:
+    """Return the scheme of an int8 table."""
+    return Scheme(8, granularity="channel", group_size=None)
+
+
+def int4(cols: int) -> Scheme:
+    """Return the scheme of an int4 table: the widest groups up to GROUP_SIZE, multiples of 32 columns if there are."""
+    widths = [width for width in divisors(cols) if width <= GROUP_SIZE]
+    return Scheme(4, group_size=max(widths, key=lambda width: (width % 32 == 0, width)))
+
+
+def quantize_table(
+    weights: Weights, table: Table, scheme: Scheme, choice: Choice, file_format: ModuleType
+) -> QuantizedTable:
+    """Return a table as integers. choice: the recipe's range rule.
+
+    Raises: NonFiniteError or SchemeError, with the name, for a value or a range that no scale can be found for.
+    """
+    slabs: list[QTensor] = []
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for slab in _float_slabs(weights, table.name):
+            slabs.append(_rounded(slab, scheme, choice))
+            yield slab, restore(slabs[-1])
+
+    try:
+        error = error_of_slabs(pairs())
+    except (NonFiniteError, SchemeError) as failure:
+        raise type(failure)(f"{table.name}.weight: {failure}") from failure
+    row = LayerRow(
+        name=table.name,
+        kind=table.name.rpartition(".")[2],
+        shape=(weights.model.config.vocab_size, weights.model.config.hidden_size),
+        scheme=scheme.label(),
+        rounding="rtn",
+        fallback=None,
+        sqnr_db=error.sqnr_db,
+        cosine=error.cosine,
+        output_error=None,
+    )
+    return QuantizedTable(file_format.pack_table(table.name, slabs, table.also), row)
+
+
+def _rounded(slab: Tensor, scheme: Scheme, choice: Choice) -> QTensor:
+    qparams = choose_qparams(slab, scheme, choice.method, choice.load_options("qparams.ranges"))
+    return QTensor(quantize(slab, qparams, scheme), qparams, scheme)
+
+
+def _float_slabs(weights: Weights, name: str) -> Iterator[Tensor]:
+    """Yield the rows of a float table, some after others: float32 (rows, cols)."""
+    rows, cols = weights.model.config.vocab_size, weights.model.config.hidden_size
+    step = max(1, SLAB_VALUES // cols)
+    for start in range(0, rows, step):
+        yield weights.float_rows(f"{name}.weight", start, min(rows, start + step))
