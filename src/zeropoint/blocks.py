@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -52,6 +52,9 @@ from zeropoint.transforms.hadamard import Rotation
 from zeropoint.types import ChannelMean, InputParams, InputScheme, QTensor, SecondMoment, Stats
 
 Plans = Mapping[str, LayerPlan | None]
+
+Scope: TypeAlias = Literal["layer", "block", "model"]
+"""What a method of `refine` works on at once."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ def needs_shadow(plans: Plans, recipe: Recipe) -> bool:
     return DRIFT in needs(plans.values()) or any(scope_of(choice) != "layer" for choice in recipe.refine)
 
 
-def scope_of(choice: Choice) -> Literal["layer", "block", "model"]:
+def scope_of(choice: Choice) -> Scope:
     """Return what a method of `refine` works on at once."""
-    scope: Literal["layer", "block", "model"] = find.load("refine", choice.method).SCOPE
+    scope: Scope = find.load("refine", choice.method).SCOPE
     return scope
 
 
@@ -311,7 +314,7 @@ class _Source:
         """Let go of the weight of the linear `name`, which has been asked for the last time."""
         self._rewritten.pop(f"{name}.weight", None)
 
-    def refinements(self, scope: Literal["layer", "block", "model"]) -> list[Choice]:
+    def refinements(self, scope: Scope) -> list[Choice]:
         """Return the methods of the recipe's `refine` that work on that much at once, in their order."""
         return [choice for choice in self.recipe.refine if scope_of(choice) == scope]
 
