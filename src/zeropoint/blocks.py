@@ -218,13 +218,20 @@ def _finish(
     return FinishedBlock(
         index=visit.index,
         name=prefix,
-        layers=tuple(layers),
+        layers=tuple(replace(layer, versions={FLOAT: layer.qtensor}, aim=None, measure=None) for layer in layers),
         float_names=names,
         rewritten=source.rewritten(names),
         transforms=source.rows,
         refined=tuple(refined),
-        tuned=tuned if source.refinements("model") else None,
+        tuned=_to_tune_with_model(tuned) if tuned is not None and source.refinements("model") else None,
     )
+
+
+def _to_tune_with_model(block: TunedBlock) -> TunedBlock:
+    """Return the block as it is now, with nothing of what only its own tuning needed."""
+    linears = {name: TunedLinear(linear.qtensor()) for name, linear in block.linears.items()}
+    gains = {name: TunedGain(gain.weight(), gain.stored().dtype) for name, gain in block.gains.items()}
+    return TunedBlock(block.config, block.flow, linears, gains, block.fixed)
 
 
 def _version(block: Block, layers: Sequence[Layer], prefix: str, stage: str, ops: TorchOps) -> Callable[[], Block]:

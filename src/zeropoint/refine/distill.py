@@ -7,7 +7,7 @@ reach the output at all; a few dozen steps of Adam on relative changes (tuned.py
 
 Memory holds one block as floats, whatever the depth: forward, only what lies between two blocks is kept; backward,
 each block is run once more. Windows are drawn with a seed. Every `every` steps the model is judged on windows that
-nothing has learned from, the best state is kept, and the start is the first best state.
+nothing has learned from: a better state is kept, from a worse one it goes back and on with half the rate.
 
 Source: distilling a quantized model's own teacher is in Polino et al. 2018, arXiv:1802.05668; tuning nothing but scales
 end to end in Chen et al. 2024, arXiv:2407.11062 (EfficientQAT), section 3.3.
@@ -125,6 +125,9 @@ def refine(
             stale += 1
             if stale == options.patience:
                 break
+            for part, values in zip(parts, kept, strict=True):
+                part.restore(values)
+            moves.halve()
     for part, values in zip(parts, kept, strict=True):
         part.restore(values)
     return Outcome(start, best, step + 1)

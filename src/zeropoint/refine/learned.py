@@ -9,9 +9,9 @@ gains move by Adam. The codes of the rounding before are where it starts.
 y: what the float model has behind the block, with float blocks before it. y': of the quantized block behind quantized
 ones, so that it also makes up for them. Each token counts relative to its own size, as the next norm sees it.
 
-Windows are drawn with a seed. A part of them is held out; every `every` steps the block is judged on it, the best state
-so far is kept, and it is over after `patience` times without a better one. The start is the first best state: the block
-never ends above it on the held-out windows.
+Windows are drawn with a seed. A part of them is held out, and every `every` steps the block is judged on it. A better
+state is kept; from a worse one it goes back to the best, the start at first, and on with half the rates, until that has
+happened `patience` times in a row. So the block never ends above its start on the held-out windows.
 
 Source: Cheng et al. 2023, arXiv:2309.05516 (AutoRound), whose start is the float weight, and which bounds u; and
 Nagel et al. 2020, arXiv:2004.10568.
@@ -44,15 +44,16 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     steps: at most so many, one batch of the calibration each. reach: how far, in steps between codes, a latent can
     move in all; 0 leaves the codes. scale_rate: relative change of a scale or gain in a step, at first; 0 leaves them.
-    every: steps between two judgements. patience: judgements without a better state before it is over. held_out: the
+    every: steps between two judgements. patience: judgements in a row without a better state, after which it is over.
+    held_out: the
     share of the batches that are judged on.
     """
 
     steps: Annotated[int, Meta(ge=1, le=100_000)] = 50
     reach: Annotated[float, Meta(ge=0, le=100)] = 0.08
     scale_rate: _Rate = 0.001
-    every: Annotated[int, Meta(ge=1)] = 25
-    patience: Annotated[int, Meta(ge=1)] = 2
+    every: Annotated[int, Meta(ge=1)] = 10
+    patience: Annotated[int, Meta(ge=1)] = 3
     held_out: Annotated[float, Meta(gt=0, le=0.5)] = 0.125
 
 
@@ -92,7 +93,7 @@ def refine(
             sample = samples[used[int(torch.randint(len(used), (), generator=random))]]
             block.take(_gradients(block, sample, gradient_ops, pool))
             scales.step()
-            block.move_codes(2 * options.reach / options.steps * (1 - step / options.steps))
+            block.move_codes(scales.factor * 2 * options.reach / options.steps * (1 - step / options.steps))
             if (step + 1) % options.every and step + 1 < options.steps:
                 continue
             error = judged()
@@ -102,6 +103,8 @@ def refine(
             stale += 1
             if stale == options.patience:
                 break
+            block.restore(kept)
+            scales.halve()
     block.restore(kept)
     return Outcome(start, best, step + 1)
 

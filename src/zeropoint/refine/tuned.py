@@ -13,6 +13,7 @@ out, however many threads there are. The rounding of inputs is left out of them,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -137,7 +138,7 @@ class TunedBlock:
     ) -> None:
         self.config, self.flow = config, flow
         self.linears, self.gains = dict(linears), dict(gains)
-        self._fixed = dict(fixed)
+        self.fixed = dict(fixed)
 
     def parts(self) -> Iterator[tuple[str, TunedLinear | TunedGain]]:
         """Yield what can be tuned by the name of its weight."""
@@ -154,11 +155,11 @@ class TunedBlock:
 
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors of the block as they are now, float32, by local name."""
-        return self._fixed | {name: part.weight() for name, part in self.parts()}
+        return self.fixed | {name: part.weight() for name, part in self.parts()}
 
     def prepare(self, ops: Ops) -> Block:
         """Return the block as a file would hold it, ready to run."""
-        weights = self._fixed | {f"{name}.weight": gain.weight() for name, gain in self.gains.items()}
+        weights = self.fixed | {f"{name}.weight": gain.weight() for name, gain in self.gains.items()}
         names = {f"{name}.weight" for stage in self.flow for name in stage.linears}
         prepared = {name: ops.prepare(tensor) if name in names else tensor for name, tensor in weights.items()}
         quantized = {f"{name}.weight": ops.prepare(linear.qtensor()) for name, linear in self.linears.items()}
@@ -229,11 +230,20 @@ class RelativeSteps:
     def __init__(self, changes: Sequence[Tensor], *, rate: float, steps: int) -> None:
         self._changes = changes
         self._optimizer = torch.optim.Adam(changes, lr=rate, betas=(0.9, 0.95), eps=1e-12)
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)
+        self._rate, self._steps, self._done = rate, steps, 0
+        self.factor = 1.0
+        """What is left of the rate after the times that it was halved."""
 
     def step(self) -> None:
         """Take one step along the gradients that the changes hold."""
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, self._done / self._steps)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * self.factor * share
         self._optimizer.step()
-        self._schedule.step()
+        self._done += 1
         for change in self._changes:
             change.clamp_(-LARGEST_CHANGE, LARGEST_CHANGE)
+
+    def halve(self) -> None:
+        """Go on with half the rate."""
+        self.factor /= 2
