@@ -2,8 +2,8 @@
 
     0   ranges of the least squared error, weighed by what random tokens give; round to nearest
     1   scales moved between inputs and weights, then GPTQ
-    2   GPTAQ on more text, coordinate descent, and a few steps on the whole model's output
-    3   the same, with learned rounding of each block, and more steps
+    2   GPTAQ, coordinate descent, and a few steps on the whole model's output
+    3   the same on more text, with learned rounding of each block
 
 An effort replaces how codes are found, nothing else: schemes, rules, inputs, format and so the bytes of the file stay.
 """
@@ -26,9 +26,13 @@ def at_effort(recipe: Recipe, effort: int) -> Recipe:
         return _replaced(recipe, "rtn", (), recipe.transforms, calibration)
     if effort == 1:
         return _replaced(recipe, "gptq", (), transforms, msgspec.structs.replace(calibration, samples=32))
-    methods = (Choice("distill", {"steps": 20}),) if effort == 2 else (Choice("learned"), Choice("distill"))
-    calibration = msgspec.structs.replace(calibration, samples=64 if effort == 2 else 128)
-    return _replaced(recipe, "gptaq", (Choice("descent"), *methods), transforms, calibration)
+    methods = (
+        (Choice("descent"), Choice("distill"))
+        if effort == 2
+        else (Choice("descent"), Choice("learned"), Choice("distill"))
+    )
+    calibration = msgspec.structs.replace(calibration, samples=32 if effort == 2 else 128)
+    return _replaced(recipe, "gptaq", methods, transforms, calibration)
 
 
 def _replaced(

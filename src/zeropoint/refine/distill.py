@@ -43,7 +43,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first. every: steps between two judgements. patience: judgements without a better state before it is over.
     """
 
-    steps: Annotated[int, Meta(ge=1, le=100_000)] = 40
+    steps: Annotated[int, Meta(ge=1, le=100_000)] = 20
     rate: Annotated[float, Meta(ge=0, le=1)] = 0.002
     every: Annotated[int, Meta(ge=1)] = 10
     patience: Annotated[int, Meta(ge=1)] = 2

@@ -49,10 +49,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share of the batches that are judged on.
     """
 
-    steps: Annotated[int, Meta(ge=1, le=100_000)] = 50
-    reach: Annotated[float, Meta(ge=0, le=100)] = 0.08
+    steps: Annotated[int, Meta(ge=1, le=100_000)] = 60
+    reach: Annotated[float, Meta(ge=0, le=100)] = 0.06
     scale_rate: _Rate = 0.001
-    every: Annotated[int, Meta(ge=1)] = 10
+    every: Annotated[int, Meta(ge=1)] = 15
     patience: Annotated[int, Meta(ge=1)] = 3
     held_out: Annotated[float, Meta(gt=0, le=0.5)] = 0.125
 
