@@ -60,6 +60,7 @@ from zeropoint.models.parts import linear_names
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, random_batches, require_readable
 from zeropoint.observe.shadow import Shadow
+from zeropoint.plan import Cost, costs_of
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Choice, Recipe, load_recipe, resolve
 from zeropoint.refine.distill import Head, Windows
@@ -90,12 +91,14 @@ def quantize(
     overwrite: bool = False,
     activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES,
     progress: ProgressCallback | None = None,
+    planned: Callable[[Sequence[Cost]], None] | None = None,
 ) -> QuantizeResult:
     """Quantize a checkpoint and write the result to a new folder.
 
     model: a Hugging Face folder or a .gguf file. output: the folder to make; it appears when complete and checked.
     recipe: a preset's name, a TOML file or a Recipe. calibration: a .txt or .jsonl file; None is the bundled text.
-    activation_memory_bytes: what may be kept in memory of the text's activations; the rest waits on disk.
+    activation_memory_bytes: what may be kept in memory of the text's activations; the rest waits on disk. planned: told
+    what each stage of the work will take, when nothing has refused the recipe and before the work begins.
 
     Raises: InputError, by one of its subclasses, for all that is wrong with what was given; nothing is left under
     the output's name then.
@@ -117,6 +120,8 @@ def quantize(
     note: str | None = file_format.note(file_format.config(_schemes(plans), _inputs(plans), tables))
     if note is not None:
         _log.warning("%s", note)
+    if planned is not None:
+        planned(costs_of(weights, recipe))
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if _wants_text(plans, recipe) else None
     inputs = _inputs(plans)

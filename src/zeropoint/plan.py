@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from zeropoint.blocks import needs_shadow
-from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.models.parts import linear_names
 from zeropoint.recipe import Recipe, resolve
 from zeropoint.refine import descent, distill, learned
@@ -40,14 +38,10 @@ class Cost:
     seconds: float
 
 
-def plan(model: str | Path, recipe: Recipe) -> tuple[Cost, ...]:
-    """Return what the stages of a recipe will cost on this machine.
-
-    Raises: InputError, by one of its subclasses, for a model that cannot be read.
-    """
-    work = _work(Weights(open_checkpoint(model)), recipe)
+def costs_of(weights: Weights, recipe: Recipe) -> tuple[Cost, ...]:
+    """Return what the stages of a recipe will cost on this machine; of the weights only headers are read."""
     speed = product_speed()
-    return tuple(Cost(stage, flop / speed) for stage, flop in work.items())
+    return tuple(Cost(stage, flop / speed) for stage, flop in _work(weights, recipe).items())
 
 
 def product_speed() -> float:

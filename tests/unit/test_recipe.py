@@ -59,7 +59,11 @@ def test_every_preset_loads_under_its_own_name_and_its_options_are_known(name: s
 
 
 def test_the_presets_are_those_promised() -> None:
-    assert presets() == ("w3a16", "w4a16", "w4a16_asym", "w4a8", "w8a16", "w8a8", "w8a8_static")
+    assert presets() == (
+        *("w2a16", "w3a16", "w4a16", "w4a16_asym", "w4a16_channel", "w4a8", "w8a16", "w8a8", "w8a8_static"),
+    )
+    assert load_recipe("w4a16_channel").weights == Scheme(4, True, "channel", None)
+    assert load_recipe("w2a16").weights == Scheme(2, False, "group", 64)
     assert load_recipe("w4a16").weights == Scheme(4, True, "group", 64)
     assert load_recipe("w4a16_asym").weights == Scheme(4, False, "group", 64)
     assert load_recipe("w3a16").weights == Scheme(3, True, "group", 64)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
 from zeropoint import heap
 from zeropoint.cli import console
 from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, threads_option
-from zeropoint.effort import EFFORTS, at_effort
 from zeropoint.types import Embeddings
+
+if TYPE_CHECKING:
+    from zeropoint.plan import Cost
 
 
 @click.command(
@@ -27,7 +30,7 @@ from zeropoint.types import Embeddings
 )
 @click.option(
     "--effort",
-    type=click.IntRange(EFFORTS[0], EFFORTS[-1]),
+    type=click.IntRange(0, 3),
     help="Work for the codes: 0 seconds and no text, 1 GPTQ, 2 better, 3 best. Default: as the recipe says.",
 )
 @calibration_option
@@ -67,6 +70,7 @@ def command(
     OUTPUT is a folder that transformers and vLLM load; with int8 embeddings vLLM does not, and with int4 embeddings or
     outlier columns only zeropoint does. It appears under its name when it is complete and checked.
     """
+    from zeropoint.effort import at_effort
     from zeropoint.recipe import load_recipe, override
 
     if kv_cache is not None:
@@ -77,19 +81,28 @@ def command(
     if effort is not None:  # what is set by hand comes last
         loaded = override(at_effort(load_recipe(recipe), effort), overrides)
     limit_torch(threads)
-    from zeropoint.pipeline import quantize, require_fits
-    from zeropoint.plan import plan
-    from zeropoint.report.terminal import planned
+    from zeropoint.pipeline import quantize
 
     heap.map_large()
-    require_fits(model, loaded)
-    if not as_json:
-        console.tell(planned([(cost.stage, cost.seconds) for cost in plan(model, loaded)]))
     with console.progress() as progress:
-        result = quantize(model, output, recipe=loaded, calibration=calibration, overwrite=overwrite, progress=progress)
+        result = quantize(
+            model,
+            output,
+            recipe=loaded,
+            calibration=calibration,
+            overwrite=overwrite,
+            progress=progress,
+            planned=lambda costs: console.tell(_plan(costs)),
+        )
     if as_json:
         console.show_json(result)
         return
     from zeropoint.report.terminal import quantized
 
     console.show(quantized(result))
+
+
+def _plan(costs: Sequence[Cost]) -> str:
+    from zeropoint.report.terminal import planned
+
+    return planned([(cost.stage, cost.seconds) for cost in costs])

@@ -82,6 +82,7 @@ class Calls(list[tuple[tuple[object, ...], dict[str, object]]]):
 
     def __call__(self, *arguments: object, **options: object) -> object:
         progress = options.pop("progress", None)
+        options.pop("planned", None)
         self.append((arguments, options))
         if progress is not None:
             cast(ProgressCallback, progress)(Progress("work", 1, 2, "model.layers.0"))

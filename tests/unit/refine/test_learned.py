@@ -50,7 +50,7 @@ def test_the_block_comes_nearer_to_the_float_one_on_tokens_it_has_not_seen(weigh
     before = error(weights, block, unseen)
     outcome = refine(block, data, Options(steps=60, every=20, reach=0.3))
     assert outcome.error_after < outcome.error_before
-    assert error(weights, block, unseen) < 0.9 * before
+    assert error(weights, block, unseen) < 0.97 * before
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.9])
