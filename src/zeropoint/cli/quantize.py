@@ -77,8 +77,9 @@ def command(
         overrides += (f"kv_cache={kv_cache}",)
     if embeddings is not None:
         overrides += (f"embeddings={embeddings}",)
-    loaded = load_recipe(recipe, overrides)  # before torch is imported: a wrong key is said at once
-    if effort is not None:  # what is set by hand comes last
+    if effort is None:  # before torch is imported: a wrong key is said at once
+        loaded = load_recipe(recipe, overrides)
+    else:  # what is set by hand comes last
         loaded = override(at_effort(load_recipe(recipe), effort), overrides)
     limit_torch(threads)
     from zeropoint.pipeline import quantize

@@ -541,3 +541,16 @@ for line in (["generate", "-p", "hello", "--max-tokens", "3"], ["bench", "--toke
 print("torch" in sys.modules)
 """
     assert run_python(code) == "False"
+
+
+def test_an_effort_comes_before_what_is_set_by_hand(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    line = "quantize m -o o --effort 3 --set refine.1.steps=7 --set calibration.samples=5"
+    assert cli.main(line.split()) == 0
+    recipe = cast(Recipe, calls[0][1]["recipe"])
+    assert recipe.rounding.method == "gptaq"
+    assert [choice.method for choice in recipe.refine] == ["descent", "learned", "distill"]
+    assert recipe.refine[1].options == {"steps": 7}
+    assert recipe.calibration.samples == 5
+    assert cli.main(["quantize", "m", "-o", "o", "--effort", "4"]) == 2
+    capfd.readouterr()
