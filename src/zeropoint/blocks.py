@@ -89,6 +89,10 @@ class Layer:
         assert self.measure is not None
         return replace(self, versions={**self.versions, method: qtensor}, row=self.measure(qtensor))
 
+    def settled(self, qtensor: QTensor) -> Layer:
+        """Return the layer with this version alone, and nothing of what only finding it has needed."""
+        return replace(self, versions={"written": qtensor}, aim=None, measure=None)
+
 
 @dataclass(frozen=True)
 class FinishedBlock:
@@ -110,7 +114,7 @@ class FinishedBlock:
     def tuned_with_model(self) -> FinishedBlock:
         """Return the block with what tuning the whole model has made of it."""
         assert self.tuned is not None
-        layers = tuple(replace(each, versions={FLOAT: _tuned(self.tuned, self.name, each)}) for each in self.layers)
+        layers = tuple(each.settled(_tuned(self.tuned, self.name, each)) for each in self.layers)
         gains = {f"{self.name}.{name}.weight": gain.stored() for name, gain in self.tuned.gains.items()}
         return replace(self, layers=layers, rewritten={**self.rewritten, **gains})
 
@@ -218,7 +222,7 @@ def _finish(
     return FinishedBlock(
         index=visit.index,
         name=prefix,
-        layers=tuple(replace(layer, versions={FLOAT: layer.qtensor}, aim=None, measure=None) for layer in layers),
+        layers=tuple(layer.settled(layer.qtensor) for layer in layers),
         float_names=names,
         rewritten=source.rewritten(names),
         transforms=source.rows,
@@ -316,10 +320,6 @@ class _Source:
         """Return the weight of the linear `name`, float32 (rows, cols)."""
         found = self._rewritten.get(f"{name}.weight")
         return self.weights.float_linear(name) if found is None else found
-
-    def let_go(self, name: str) -> None:
-        """Let go of the weight of the linear `name`, which has been asked for the last time."""
-        self._rewritten.pop(f"{name}.weight", None)
 
     def refinements(self, scope: Scope) -> list[Choice]:
         """Return the methods of the recipe's `refine` that work on that much at once, in their order."""
