@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from origin import origin
 
 Rows: TypeAlias = Mapping[str, tuple[str, Sequence[str]]]
-"""By the row's name: a preset, and the settings KEY=VALUE that differ from it."""
+"""By the row's name: a preset, and what differs from it: settings KEY=VALUE, or an option such as --effort=1."""
 
 
 def run(description: str, rows: Rows) -> None:
@@ -42,10 +42,9 @@ def run(description: str, rows: Rows) -> None:
 
 
 def measure(recipe: str, settings: Sequence[str], output: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    changes = [part for setting in settings for part in ("--set", setting)]
-    made = zeropoint(
-        "quantize", arguments.model, "-o", output, "-r", recipe, "--calibration", arguments.calibration, *changes
-    )
+    changes = [part for s in settings for part in ([s] if s.startswith("--") else ["--set", s])]
+    text = [] if "--effort=0" in settings else ["--calibration", arguments.calibration]
+    made = zeropoint("quantize", arguments.model, "-o", output, "-r", recipe, *text, *changes)
     limit = [] if arguments.max_windows is None else ["--max-windows", arguments.max_windows]
     judged = zeropoint("evaluate", output, "--reference", arguments.model, "--text", arguments.text, *limit)
     return {"quantize": made, "evaluate": judged}
