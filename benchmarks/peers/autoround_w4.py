@@ -7,26 +7,20 @@ PYTHON benchmarks/peers/autoround_w4.py MODEL OUT --calibration FILE [--samples 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 from auto_round import AutoRound
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from windows import windows
+from windows import parser, windows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("out")
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--iters", type=int, default=200)
-    parser.add_argument("--blocks", type=int)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--iters", type=int, default=200)
+    options.add_argument("--blocks", type=int)
+    arguments = options.parse_args()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
     blocks = len(model.model.layers)
     if arguments.blocks is not None:

@@ -5,24 +5,18 @@ PYTHON benchmarks/peers/gptqmodel_w4.py MODEL OUT --calibration FILE [--samples 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 from gptqmodel import GPTQModel, QuantizeConfig
-from windows import windows
+from windows import parser, windows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("out")
-    parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--bits", type=int, default=4)
-    parser.add_argument("--asymmetric", action="store_true")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--bits", type=int, default=4)
+    options.add_argument("--asymmetric", action="store_true")
+    arguments = options.parse_args()
     texts = [{"input_ids": w, "attention_mask": [1] * len(w)} for w in windows(arguments)]
     config = QuantizeConfig(bits=arguments.bits, group_size=64, sym=not arguments.asymmetric, device="cpu")
     model = GPTQModel.load(arguments.model, config)

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
 LENGTH = 512
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of what every script takes."""
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
+    made.add_argument("model")
+    made.add_argument("out")
+    made.add_argument("--calibration", type=Path, required=True)
+    made.add_argument("--samples", type=int, default=128)
+    return made
 
 
 def windows(arguments: argparse.Namespace) -> list[list[int]]:
