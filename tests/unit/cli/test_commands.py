@@ -549,7 +549,7 @@ def test_an_effort_comes_before_what_is_set_by_hand(stand_in: Stand, capfd: Stre
     assert cli.main(line.split()) == 0
     recipe = cast(Recipe, calls[0][1]["recipe"])
     assert recipe.rounding.method == "gptaq"
-    assert [choice.method for choice in recipe.refine] == ["descent", "learned", "distill"]
+    assert [choice.method for choice in recipe.refine] == ["descent", "learned"]
     assert recipe.refine[1].options == {"steps": 7}
     assert recipe.calibration.samples == 5
     assert cli.main(["quantize", "m", "-o", "o", "--effort", "4"]) == 2
