@@ -6,10 +6,14 @@ PYTHON benchmarks/peers/gptqmodel_w4.py MODEL OUT --calibration FILE [--samples 
 from __future__ import annotations
 
 import json
+import os
 import time
 
-from gptqmodel import GPTQModel, QuantizeConfig
 from windows import parser, windows
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # by itself it starts one on two cores, and then refuses to run
+
+from gptqmodel import GPTQModel, QuantizeConfig
 
 
 def main() -> None:
