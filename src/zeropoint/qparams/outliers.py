@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from zeropoint.qparams.statistics import of_type
-from zeropoint.types import ChannelAbsMax, InputScheme, SecondMoment, Stats
+from zeropoint.types import ChannelAbsMax, Drift, InputScheme, SecondMoment, Stats
 
 NEEDS = frozenset({"channel_absmax"})
 """The observers that `outlier_columns` wants."""
@@ -49,9 +49,10 @@ def zeroed(values: Tensor, columns: Sequence[int]) -> Tensor:
 
 
 def without(stats: Mapping[str, Stats], columns: Sequence[int]) -> Mapping[str, Stats]:
-    """Return the statistics with the second moment of an input that holds 0 in these columns."""
-    moment = stats.get("second_moment")
-    if not isinstance(moment, SecondMoment):
-        return stats
-    matrix = zeroed(zeroed(moment.matrix, columns).T, columns)
-    return {**stats, "second_moment": replace(moment, matrix=matrix)}
+    """Return the statistics with the second moment and the drift of an input that holds 0 in these columns."""
+    return {
+        name: replace(found, matrix=zeroed(zeroed(found.matrix, columns).T, columns).T)
+        if isinstance(found, SecondMoment | Drift)
+        else found
+        for name, found in stats.items()
+    }

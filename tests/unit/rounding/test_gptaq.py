@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reference import gptaq as reference
 from unit.rounding.test_gptq import inputs, weight
+from zeropoint.qparams import outliers
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.rounding import RoundingError, gptaq, gptq
 from zeropoint.rounding.ladder import aim
@@ -85,3 +86,12 @@ def test_without_tokens_it_aims_at_the_weight_and_says_so() -> None:
     assert aimed is w
     assert reason is not None
     assert "no calibration token" in reason
+
+
+def test_columns_that_stay_float_have_no_target() -> None:
+    x = inputs(16)
+    w = outliers.zeroed(weight(4, 16), (3, 9))
+    stats = outliers.without(statistics(x, moved_by(x)), (3, 9))
+    target = gptaq.target(w, stats, gptaq.Options(strength=1.0))
+    assert not bool(target[:, [3, 9]].any())
+    assert not torch.equal(target, w)
