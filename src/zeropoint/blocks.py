@@ -209,9 +209,10 @@ def _finish(
         layers = [layer.refined(choice.method, _tuned(tuned, prefix, layer)) for layer in layers]
         for name, gain in tuned.gains.items():
             source.rewrite(f"{prefix}.{name}.weight", gain.weight())
-        seen[choice.method] = partial(tuned.prepare, ops)
-    if refined and tuned is not None and beside.before is not None:
-        block.weights.update(tuned.prepare(ops).weights)
+        block = tuned.prepare(ops)
+        seen[choice.method] = partial(replace, block)  # as it is now: the next method goes on with `tuned` in place
+    if refined and beside.before is not None:
+        visit.block.weights.update(block.weights)
         visit.activations.copy(beside.before)  # once more through the block as it is now, up to its last stage
         for stage in model.flow[:-1]:
             visit.activations.map(partial(block.finish, stage))

@@ -2,7 +2,7 @@
 
 Work is counted in multiply-adds times two (FLOP), which products of matrices make most of, and divided by what this
 machine reaches in a product of float32 matrices, measured when the plan is made. What is no product, the search of
-ranges and the loops over columns, is counted as so many FLOP for each weight, from the demo model (docs/log.md).
+ranges and the loops over columns, is counted as so many FLOP for each weight: rough numbers, not held against runs yet.
 """
 
 from __future__ import annotations

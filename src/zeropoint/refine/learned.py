@@ -45,8 +45,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: at most so many, one batch of the calibration each. reach: how far, in steps between codes, a latent can
     move in all; 0 leaves the codes. scale_rate: relative change of a scale or gain in a step, at first; 0 leaves them.
     every: steps between two judgements. patience: judgements in a row without a better state, after which it is over.
-    held_out: the
-    share of the batches that are judged on.
+    held_out: the share of the batches that are judged on.
     """
 
     steps: Annotated[int, Meta(ge=1, le=100_000)] = 60
