@@ -36,7 +36,7 @@ kernels-sanitized: $(STAMP)
 	build/sanitized/kernels_test
 
 test: lint kernels
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 check-all: test kernels-sanitized
 	$(BIN)/pytest -m slow

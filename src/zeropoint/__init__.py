@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from zeropoint.pipeline import quantize
     from zeropoint.recipe import Recipe, load_recipe
     from zeropoint.runtime.generate import LanguageModel, load
+    from zeropoint.verification import verify
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _LAZY = {
     "LanguageModel": "zeropoint.runtime.generate",
     "Recipe": "zeropoint.recipe",
     "load_recipe": "zeropoint.recipe",
+    "verify": "zeropoint.verification",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "load",
     "load_recipe",
     "quantize",
+    "verify",
 ]
 
 

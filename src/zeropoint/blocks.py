@@ -30,7 +30,7 @@ from zeropoint.models.parts import Block
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
-from zeropoint.observe.walk import Visit, observe, walk
+from zeropoint.observe.walk import Visit, observe, visits
 from zeropoint.qparams import outliers, static_or_dynamic
 from zeropoint.qparams.affine import restore
 from zeropoint.qparams.choose import choose_qparams
@@ -121,12 +121,15 @@ class FinishedBlock:
 
 @dataclass
 class Beside:
-    """What runs beside the walk, where a recipe asks for it.
+    """What runs beside the walk.
 
+    probe: a few tokens that show at last whether the file does what the walk did: (1, tokens, hidden). The rest only
+    where a recipe asks for it.
     shadow: the float model. before: the inputs of the block at hand, as the quantized blocks give them. stages: the
     held-out windows. seconds: what the stages of the work took so far, by method.
     """
 
+    probe: Tensor
     shadow: Shadow | None = None
     before: Activations | None = None
     stages: Stages | None = None
@@ -158,29 +161,38 @@ def quantized_blocks(
     activations: Activations,
     beside: Beside,
     rotation: Rotation | None,
+    *,
+    start: int = 0,
 ) -> Iterator[FinishedBlock]:
-    """Walk through the model, quantize every stage before it runs, and yield each block when its last stage is done.
+    """Walk through the model, quantize every stage before it runs, and yield each block when all texts are behind it.
 
-    rotation: that of the activations, in whose basis a transform of the recipe brings the blocks.
+    rotation: that of the activations, in whose basis a transform of the recipe brings the blocks. start: the block that
+    the activations, and all that is beside them, are in front of.
     """
-    flow = weights.model.flow
     source = _Source(weights, plans, recipe, ops, activations, rotation)
+    for index in range(start, weights.model.config.layers):
+        yield _quantize_block(index, source, plans, ops, beside)
+
+
+def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, beside: Beside) -> FinishedBlock:
+    flow, activations = source.weights.model.flow, source.activations
+    block = source.load(index)
+    floats = replace(block, weights=dict(block.weights))
+    if beside.shadow is not None:
+        beside.shadow.enter(floats)
+    if beside.before is not None:
+        beside.before.copy(activations)
     layers: list[Layer] = []
-    for visit in walk(weights.model, source.load, activations):
-        if visit.stage is flow[0]:
-            floats = replace(visit.block, weights=dict(visit.block.weights))
-            if beside.shadow is not None:
-                beside.shadow.enter(floats)
-            if beside.before is not None:
-                beside.before.copy(activations)
+    for visit in visits(block, index, flow, activations):
         started_s = time.perf_counter()
         layers += _quantize_stage(visit, source, plans, ops, beside.shadow)
-        beside.seconds[recipe.rounding.method] += time.perf_counter() - started_s
+        beside.seconds[source.recipe.rounding.method] += time.perf_counter() - started_s
         if beside.shadow is not None:
             beside.shadow.finish(visit.stage, flow)
         if visit.stage is flow[-1]:
-            yield _finish(visit, floats, layers, source, ops, beside)
-            layers = []
+            finished = _finish(visit, floats, layers, source, ops, beside)
+    beside.probe = block.run(flow, beside.probe)
+    return finished
 
 
 def _finish(
@@ -288,7 +300,7 @@ class _Source:
         self._rotation = rotation
         self.weights, self.recipe = weights, recipe
         self.rows: tuple[TransformRow, ...] = ()
-        self._plans, self._ops, self._activations = plans, ops, activations
+        self._plans, self._ops, self.activations = plans, ops, activations
         self._rewritten: dict[str, Tensor] = {}
 
     def load(self, index: int) -> Block:
@@ -307,7 +319,7 @@ class _Source:
             index,
             flow,
             ops=self._ops,
-            activations=self._activations,
+            activations=self.activations,
             choices=self.recipe.transforms,
             plans={name.removeprefix(prefix): p for name, p in self._plans.items() if name.startswith(prefix)},
             seed=self.recipe.calibration.seed,

@@ -9,10 +9,11 @@ second moment, and the head's would have to be held against what every token is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from zeropoint.errors import NonFiniteError, SchemeError
@@ -24,7 +25,7 @@ from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.grouping import divisors
 from zeropoint.recipe import Choice, Recipe
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import QTensor, Scheme
+from zeropoint.types import QParams, QTensor, Scheme
 
 SLAB_VALUES = 1 << 21
 """Values of a table that are in float32 at once."""
@@ -35,10 +36,14 @@ GROUP_SIZE = 64
 
 @dataclass(frozen=True)
 class QuantizedTable:
-    """One table after rounding: the tensors that the file has for it, and what it lost."""
+    """One table after rounding: the tensors that the file has for it, and what it lost.
+
+    looked_up: the rows that were asked for, as they are looked up: float32 (rows, cols).
+    """
 
     tensors: dict[str, Tensor]
     row: LayerRow
+    looked_up: Tensor
 
 
 def table_schemes(weights: Weights, recipe: Recipe, file_format: ModuleType) -> dict[str, Scheme]:
@@ -68,9 +73,9 @@ def int4(cols: int) -> Scheme:
 
 
 def quantize_table(
-    weights: Weights, table: Table, scheme: Scheme, choice: Choice, file_format: ModuleType
+    weights: Weights, table: Table, scheme: Scheme, choice: Choice, file_format: ModuleType, *, rows: Sequence[int]
 ) -> QuantizedTable:
-    """Return a table as integers. choice: the recipe's range rule.
+    """Return a table as integers. choice: the recipe's range rule. rows: those to return as floats beside.
 
     Raises: NonFiniteError or SchemeError, with the name, for a value or a range that no scale can be found for.
     """
@@ -96,7 +101,18 @@ def quantize_table(
         cosine=error.cosine,
         output_error=None,
     )
-    return QuantizedTable(file_format.pack_table(table.name, slabs, table.also), row)
+    looked_up = torch.cat([_row(slabs, index) for index in rows])
+    return QuantizedTable(file_format.pack_table(table.name, slabs, table.also), row, looked_up)
+
+
+def _row(slabs: Sequence[QTensor], index: int) -> Tensor:
+    """Return what one row of a table stands for: float32 (1, cols)."""
+    slab, at = slabs[index // slabs[0].shape[0]], index % slabs[0].shape[0]
+    scale, zero_point = (
+        None if each is None else each[at : at + 1] for each in (slab.qparams.scale, slab.qparams.zero_point)
+    )
+    assert scale is not None
+    return restore(replace(slab, codes=slab.codes[at : at + 1], qparams=QParams(scale, zero_point)))
 
 
 def _rounded(slab: Tensor, scheme: Scheme, choice: Choice) -> QTensor:

@@ -28,29 +28,38 @@ class Stages:
 
     def __init__(self, names: Sequence[str], inputs: Tensor) -> None:
         self.names = tuple(names)
-        self._states = dict.fromkeys((FLOAT, *names), inputs)
+        self.states = dict.fromkeys((FLOAT, *names), inputs)
+        """Where each model is: (windows, time, hidden) by name."""
+
+    @classmethod
+    def at(cls, states: Mapping[str, Tensor]) -> Stages:
+        """Return stages that go on from `states`."""
+        names = [name for name in states if name != FLOAT]
+        found = cls(names, states[FLOAT])
+        found.states |= states
+        return found
 
     @property
     def windows(self) -> int:
         """How many windows there are."""
-        return len(self._states[FLOAT])
+        return len(self.states[FLOAT])
 
     def advance(self, blocks: Mapping[str, Callable[[], Block]], flow: Flow) -> None:
         """Run every model's own version of the next block; each is made when it is its turn."""
         for name, make in blocks.items():
             block = make()
-            self._states[name] = torch.cat([block.run(flow, x) for x in torch.split(self._states[name], 1)])
+            self.states[name] = torch.cat([block.run(flow, x) for x in torch.split(self.states[name], 1)])
 
     def outputs(self, name: str) -> Tensor:
         """Return what the last block gave: (windows, time, hidden)."""
-        return self._states[name]
+        return self.states[name]
 
     def divergences(self, head: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the mean KL(float || stage) of every stage, in nats per token.
 
         head: returns the logits (tokens, vocabulary) of (tokens, hidden).
         """
-        return {name: divergence(head, self._states[FLOAT], self._states[name]) for name in self.names}
+        return {name: divergence(head, self.states[FLOAT], self.states[name]) for name in self.names}
 
 
 def divergence(head: Callable[[Tensor], Tensor], reference: Tensor, other: Tensor) -> float:

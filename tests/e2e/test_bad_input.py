@@ -162,14 +162,15 @@ def test_an_output_that_exists_is_refused_and_left_as_it_is(model: Path, tmp_pat
     assert [f.name for f in output.iterdir()] == ["precious.txt"]
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_said_and_what_is_done_is_kept(model: Path, tmp_path: Path) -> None:
     limit = f"ulimit -f 40; exec {sys.executable} -m zeropoint quantize {model} -o {tmp_path / 'out'} --json"  # 40 KiB
     command = ["bash", "-c", " ".join([limit, *SMALL])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "free" in done.stderr.splitlines()[-1]
-    assert not list(tmp_path.iterdir())
+    assert "free some, or give an output on another disk" in done.stderr.splitlines()[-1]
+    assert "the same command goes on from there" in done.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
 
 
 def refuses(arguments: list[str | Path], folder: Path, words: list[str]) -> None:

@@ -14,6 +14,7 @@ import zeropoint as api
 from child import ENVIRONMENT
 from e2e.cli import SMALL, zeropoint
 from tiny import make_gguf, make_llama
+from zeropoint.observe.data import bundled_text
 
 
 @pytest.fixture(scope="module")
@@ -125,19 +126,34 @@ def test_a_quantized_model_is_not_quantized_again(made: tuple[Path, dict[str, ob
     assert "quantized already" in done.stderr
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_run_says_so_and_the_same_command_goes_on(tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", layers=40)
     command = [sys.executable, "-m", "zeropoint", "quantize", str(model), "-o", str(tmp_path / "out"), *SMALL]
+    command += ["--calibration", str(bundled_text("calibration"))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
         assert run.stderr is not None
         for line in run.stderr:
-            if line.startswith("quantize"):
+            if line.startswith("quantize") and not line.startswith("quantize 0/"):
                 break
         run.send_signal(signal.SIGINT)
         rest = run.stderr.read()
     assert run.returncode == 130
     assert "Traceback" not in rest
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert rest.splitlines()[-1] == (
+        "zeropoint: stopped by Ctrl-C before it was done; what is done is kept: the same command goes on from there, "
+        "--restart begins anew"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "model"]
+    refused = zeropoint("quantize", model, "-o", tmp_path / "out", *SMALL, "--set", "weights.bits=3")
+    assert refused.returncode == 2
+    assert "started otherwise: recipe weights.bits was 4, now 3; give its command again" in refused.stderr
+    done = zeropoint("quantize", model, "-o", tmp_path / "out", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "blocks were done by an" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    undisturbed = zeropoint("quantize", model, "-o", tmp_path / "undisturbed", *SMALL)
+    assert undisturbed.returncode == 0
+    assert digest(tmp_path / "out") == digest(tmp_path / "undisturbed")
 
 
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ ORDER = (
     "blocks",
     "plan",
     "embeddings",
+    "verification",
+    "steps",
     "pipeline",
     "comparison",
     "",

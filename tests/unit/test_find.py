@@ -26,7 +26,17 @@ def test_what_the_first_version_promises_is_found() -> None:
     assert {"minmax", "percentile", "mse", "entropy"} <= set(find.names("qparams.ranges"))
     assert {"minmax", "histogram", "channel_absmax", "second_moment"} <= set(find.names("observe"))
     assert {"llama", "mistral"} <= set(find.names("models"))
-    assert find.names("cli") == ("bench", "chat", "compare", "evaluate", "generate", "inspect", "quantize", "recipes")
+    assert find.names("cli") == (
+        "bench",
+        "chat",
+        "compare",
+        "evaluate",
+        "generate",
+        "inspect",
+        "quantize",
+        "recipes",
+        "verify",
+    )
     assert "compressed_tensors" in find.names("formats")
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into, rows_of
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
-from zeropoint.checkpoint.writer import write_side_file
 from zeropoint.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ class Folder:
             return file.read_bytes()
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the weight files, config.json, the index and the side files."""
+        names = {*_side_file_names(self.path), CONFIG, *(info.file.name for info in self.tensors.values())}
+        return tuple(self.path / name for name in sorted(names | {INDEX}) if (self.path / name).is_file())
 
     def copy_side_files(self, folder: Path) -> None:
         """Copy tokenizer, chat template, generation config and licence; never weights, pickles, code or config.json."""

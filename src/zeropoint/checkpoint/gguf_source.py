@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zeropoint.checkpoint.gguf_config import llama3_scaling, llama_config
+from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into, rows_of
-from zeropoint.checkpoint.writer import write_side_file
 from zeropoint.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -113,6 +113,10 @@ class Gguf:
     def side_file(self, name: str) -> bytes | None:
         """Return tokenizer.json, tokenizer_config.json, generation_config.json or chat_template.jinja, else None."""
         return self._side_files.get(name)
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the one file."""
+        return (self.path,)
 
     def copy_side_files(self, folder: Path) -> None:
         """Write the side files that `side_file` knows."""

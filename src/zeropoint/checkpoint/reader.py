@@ -77,6 +77,9 @@ class Checkpoint(Protocol):
         Raises: CheckpointError if it cannot be read, or cannot be made from the metadata of a .gguf file.
         """
 
+    def files(self) -> tuple[Path, ...]:
+        """Return every file that is read or copied, sorted."""
+
     def copy_side_files(self, folder: Path) -> None:
         """Write what a serving engine needs beside weights and config.json: tokenizer, chat template, licence.
 

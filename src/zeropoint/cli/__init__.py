@@ -1,7 +1,8 @@
 """The command line: one file per command, found by listing this folder.
 
     exit code 0   done
-              1   a promise not kept: a verdict that --fail-on asked about, a recipe of compare that failed
+              1   a promise not kept: a verdict that --fail-on asked about, a recipe of compare that failed, a folder
+                  that is not as it was computed, too many layers that are not as asked
               2   the user's input, its message one sentence on stderr
               3   a fault of ours or of the machine
             130   stopped by Ctrl-C; 143 by SIGTERM; 141 because nobody reads stdout any more
@@ -125,7 +126,7 @@ def _explain(error: BaseException) -> int:
             code, sentence = 3, f"unexpected {name}: {error} (run with ZEROPOINT_TRACEBACK=1 for the traceback)"
         case _:  # SystemExit and the like are nobody's error
             raise error
-    console.complain(sentence)
+    console.complain("; ".join([sentence, *getattr(error, "__notes__", ())]))
     return code
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     help="What OUTPUT holds of embedding and head: floats as in MODEL, or integers: short for --set embeddings=...",
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists, once the new one is complete.")
+@click.option("--restart", is_flag=True, help="Begin anew where an unfinished run of OUTPUT could be gone on with.")
 @threads_option
 @json_option
 def command(
@@ -62,13 +63,16 @@ def command(
     kv_cache: Literal["float16", "int8"] | None,
     embeddings: Embeddings | None,
     overwrite: bool,
+    restart: bool,
     threads: int | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Quantize MODEL, a Hugging Face folder or a .gguf file.
 
     OUTPUT is a folder that transformers and vLLM load; with int8 embeddings vLLM does not, and with int4 embeddings or
-    outlier columns only zeropoint does. It appears under its name when it is complete and checked.
+    outlier columns only zeropoint does. It appears under its name when it is complete and verified. A run that was
+    killed is gone on with by the same command. The exit code is 1 if more than a tenth of the layers had to be rounded
+    otherwise than asked.
     """
     from zeropoint.effort import at_effort
     from zeropoint.recipe import load_recipe, override
@@ -92,15 +96,17 @@ def command(
             recipe=loaded,
             calibration=calibration,
             overwrite=overwrite,
+            restart=restart,
             progress=progress,
             planned=lambda costs: console.tell(_plan(costs)),
         )
     if as_json:
         console.show_json(result)
-        return
-    from zeropoint.report.terminal import quantized
+    else:
+        from zeropoint.report.terminal import quantized
 
-    console.show(quantized(result))
+        console.show(quantized(result))
+    return 1 if result.fell_back else 0
 
 
 def _plan(costs: Sequence[Cost]) -> str:

@@ -31,6 +31,12 @@ RECORD = "zeropoint.json"
 RESULTS = "results.json"
 """The file beside a model's weights that says what it lost: an Evaluation."""
 
+MANIFEST = "zeropoint-manifest.json"
+"""The file beside a model's weights by which `verify` knows them again: a Manifest."""
+
+FALLBACK_LIMIT = 0.1
+"""Share of the layers that may have come out otherwise than asked before a run counts as failed."""
+
 MEASURED_WITH = ("zeropoint", "torch", "numpy", "tokenizers", "gguf")
 """The packages whose versions can change a number."""
 
@@ -219,17 +225,75 @@ class GainRow(Result, frozen=True, kw_only=True):
     seconds: float | None = None
 
 
+class Probe(Result, frozen=True, kw_only=True):
+    """A few tokens, and what the quantized blocks gave for them while they were made.
+
+    ids: of the likeliest successors of each token, and their logprobs, in nats. spread: the standard deviation of all
+    log-probabilities, in nats.
+    """
+
+    tokens: tuple[int, ...]
+    ids: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    spread: float
+
+
+class Manifest(Result, frozen=True, kw_only=True):
+    """By what an output can be known again. All hashes are sha256.
+
+    begun: all that decided over its bytes. source: of every file of the model that was read. tensors: of the bytes of
+    each tensor, as they were in memory. files: of the other files.
+    """
+
+    zeropoint: str
+    begun: dict[str, str]
+    source: dict[str, str]
+    tensors: dict[str, str]
+    files: dict[str, str]
+    probe: Probe
+
+
+class Agreement(Result, frozen=True, kw_only=True):
+    """How near a model is to another one on so many tokens of the bundled text.
+
+    made_from_it: whether the hashes say that it was made from the other one. kl: mean, in nats per token. top1: share
+    of tokens with the same likeliest successor.
+    """
+
+    made_from_it: bool
+    tokens: int
+    kl: float
+    top1: float
+
+
+class Verification(Result, frozen=True, kw_only=True, tag="verification", tag_field="result"):
+    """Whether a folder is what was computed: it is, if there are no problems, a sentence each.
+
+    tensors, size_bytes: what was read. difference: of logits from those of the run, relative to their spread; None if
+    they were not computed. loads: what can load the folder, a sentence; None if it is damaged. reference: None if there
+    was none.
+    """
+
+    tensors: int
+    size_bytes: int
+    difference: float | None
+    problems: tuple[str, ...]
+    loads: str | None
+    reference: Agreement | None = None
+
+
 class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):
     """What a run of quantize made; kept in the output as zeropoint.json.
 
     zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no method
     needed one. layers: as they are before the whole model is refined, if it is. gains: by stage of the work, on so many
     held-out tokens of the calibration text. skipped: tensors that were copied although the architecture does not use
-    them. source_bytes: of the
-    model that was read. size: of the output; its bits_per_weight count scales and zero points. peak_memory_bytes: of
-    the process. spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said
-    about who can open the output, or None. transform_note: what has to be said of tensors outside the blocks that a
-    transform changed, or None.
+    them. source_bytes: of the model that was read. size: of the output; its bits_per_weight count scales and zero
+    points. peak_memory_bytes: of the process. resumed_blocks: those that an earlier run had done; elapsed_s counts its
+    time too. verification: what a fresh process said of the output; None if it was made before that was done.
+    spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said about who can
+    open the output, or None. transform_note: what has to be said of tensors outside the blocks that a transform
+    changed, or None.
     """
 
     zeropoint: str
@@ -250,8 +314,15 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     elapsed_s: float
     peak_memory_bytes: int
     spilled_bytes: int
+    resumed_blocks: int = 0
+    verification: Verification | None = None
     versions: dict[str, str]
     machine: str
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether more layers than FALLBACK_LIMIT allows took another rung of the ladder than was asked."""
+        return sum(row.fallback is not None for row in self.layers) > FALLBACK_LIMIT * len(self.layers)
 
 
 class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field="result"):

@@ -104,9 +104,12 @@ class Windows:
     note: str | None
 
 
+TEXTS = Path(__file__).parents[1] / "texts"
+
+
 def bundled_text(name: Literal["calibration", "judge"]) -> Path:
     """Return the path of a text that comes with zeropoint; texts/SOURCES.md says what it is made of."""
-    return Path(__file__).parents[1] / "texts" / f"{name}.txt"
+    return TEXTS / f"{name}.txt"
 
 
 def calibration_batches(

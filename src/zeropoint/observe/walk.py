@@ -44,10 +44,14 @@ def walk(model: Model, load_block: Callable[[int], Block], activations: Activati
     weights may be replaced during the visit.
     """
     for index in range(model.config.layers):
-        block = load_block(index)
-        for stage in model.flow:
-            yield Visit(index, stage, block, activations)
-            activations.map(partial(block.finish, stage))
+        yield from visits(load_block(index), index, model.flow, activations)
+
+
+def visits(block: Block, index: int, flow: Flow, activations: Activations) -> Iterator[Visit]:
+    """Visit every stage of one block, in order, and run it over all activations, which are behind the block at last."""
+    for stage in flow:
+        yield Visit(index, stage, block, activations)
+        activations.map(partial(block.finish, stage))
 
 
 def run_blocks(model: Model, load_block: Callable[[int], Block], activations: Activations) -> Iterator[int]:

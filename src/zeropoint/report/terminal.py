@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zeropoint.evaluation.results import (
+    FALLBACK_LIMIT,
     Bench,
     Comparison,
     ComparisonRow,
@@ -38,6 +39,7 @@ from zeropoint.evaluation.results import (
     TensorRow,
     TransformRow,
     Verdict,
+    Verification,
 )
 
 VERDICT_STYLES: dict[Verdict, str] = {
@@ -124,6 +126,9 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         Text(),
         *_named_fallbacks(f"fallbacks in {len(fallbacks):,} of {len(result.layers):,} layers:", fallbacks),
     ]
+    if result.fell_back:
+        said = f"  more than {FALLBACK_LIMIT:.0%} of the layers are not quantized as asked"
+        parts.append(Text.assemble(("NOT AS ASKED", "bold red"), said))
     parts += _named_fallbacks(
         f"dynamic instead of static in {len(dynamic):,} of {len(result.layers):,} layers:", dynamic
     )
@@ -157,9 +162,19 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         parts.append(
             Text(f"to be run with a KV cache of {asked}, as config.json says; the bytes above are those on disk")
         )
+    if result.verification is not None:
+        parts.append(Text(f"verified by a fresh process: {checked(result.verification)}"))
     cost = f"{_duration(result.elapsed_s)}, peak memory {_bytes(result.peak_memory_bytes)}"
+    if result.resumed_blocks:
+        cost += f"; {result.resumed_blocks:,} blocks were done by an earlier run"
     parts.append(Text(f"{_plain(result.model)} -> {_plain(result.output)}\n{recipe}; {cost}", style="dim"))
     return Group(*parts)
+
+
+def checked(result: Verification) -> str:
+    """Return what was looked at to verify a folder, in a few words."""
+    logits = "" if result.difference is None else f", logits within {result.difference:.1g} of their spread"
+    return f"{result.tensors:,} tensors, {_bytes(result.size_bytes)}{logits}"
 
 
 def planned(costs: Sequence[tuple[str, float]]) -> str:

@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +23,9 @@ from safetensors.torch import load_file
 import tiny
 from child import ENVIRONMENT, run_python
 from zeropoint.checkpoint import Writer, load_tokenizer, open_checkpoint
+from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
-from zeropoint.checkpoint.writer import write_side_file
-from zeropoint.errors import InternalError, OutputError
+from zeropoint.errors import InternalError, NonFiniteError, OutputError
 
 CONFIG = {"model_type": "llama"}
 
@@ -184,17 +186,18 @@ def test_nothing_is_there_before_the_commit(tmp_path: Path) -> None:
     with Writer(tmp_path / "out") as writer:
         writer.add(some_tensors())
         writer.finish(CONFIG)
-        assert left_in(tmp_path) == [f".out.partial-{os.getpid()}"]
+        assert left_in(tmp_path) == [".out.partial"]
         writer.commit()
         assert left_in(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, None])
-def test_a_run_that_stops_leaves_nothing(tmp_path: Path, error: type[BaseException] | None) -> None:
+def test_a_run_that_stops_before_its_first_step_leaves_nothing(
+    tmp_path: Path, error: type[BaseException] | None
+) -> None:
     def run() -> None:
         with Writer(tmp_path / "out") as writer:
             writer.add(some_tensors())
-            writer.finish(CONFIG)
             if error is not None:
                 raise error
 
@@ -218,9 +221,11 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monke
     with Writer(tmp_path / "out") as writer:
         writer.add(some_tensors())
         writer.finish(CONFIG)
-        partial = writer.folder.name
         writer.commit()
-    assert synced == ["config.json", "model.safetensors", partial, tmp_path.name]
+    assert synced[:3] == ["journal.jsonl", ".out.partial", tmp_path.name]  # that there is a run
+    rest = ["part-00000.safetensors", ".out.partial", "journal.jsonl"]
+    shard = ["model.safetensors", "model", ".out.partial", "journal.jsonl"]
+    assert synced[3:] == [*rest, *shard, "config.json", "model.safetensors", "model", tmp_path.name]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +318,7 @@ def test_old_model_comes_back_if_the_new_one_cannot_be_renamed(tmp_path: Path, m
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
-        if "partial" in self.name:
+        if self.name == "model":
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
@@ -321,7 +326,7 @@ def test_old_model_comes_back_if_the_new_one_cannot_be_renamed(tmp_path: Path, m
     with pytest.raises(OutputError, match="out: cannot be written: Input/output error"):
         write_over(out)
     assert json.loads((out / "config.json").read_text()) == {"text": "old"}
-    assert left_in(tmp_path) == ["out"]
+    assert left_in(tmp_path) == [".out.partial", "out"]  # what is done is kept
 
 
 @pytest.mark.parametrize("kind", ["file", "folder of something else"])
@@ -382,31 +387,115 @@ def test_the_root_is_no_output() -> None:
 # What killed runs leave behind
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    import subprocess
-    import sys
+KILLED = """
+import os
+import torch
+from zeropoint.checkpoint.writer import Writer
+writer = Writer(OUTPUT, begun={"recipe": "a", "seed": "0"})
+writer.add({"first": torch.arange(5)})
+writer.step("block", {"rows": 1}, {"x": torch.tensor([1.5])})
+writer.add({"second": torch.arange(6)})
+writer.step("block", {"rows": 2}, {"x": torch.tensor([2.5])})
+writer._settle()
+writer.add({"third": torch.arange(7)})
+os.kill(os.getpid(), 9)
+"""
 
-    code = (
-        "import os\nfrom zeropoint.checkpoint.writer import Writer, write_side_file\n"
-        f"writer = Writer({str(tmp_path / 'out')!r})\nwrite_side_file(writer.folder / 'x', b'half')\n"
-        "os.kill(os.getpid(), 9)"
+
+def killed_run(output: Path, code: str = KILLED) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("OUTPUT", repr(str(output)))], env=ENVIRONMENT, check=False, timeout=60
     )
-    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False, timeout=60)
     assert done.returncode == -9
-    (stale,) = left_in(tmp_path)
-    assert stale.startswith(".out.partial-")
-    (tmp_path / ".other.partial-1").mkdir()
-    with Writer(tmp_path / "out") as writer:
-        assert left_in(tmp_path) == sorted([writer.folder.name, ".other.partial-1"])
-        assert left_in(writer.folder) == []
 
 
-def test_a_stale_folder_with_our_own_process_number_is_removed_too(tmp_path: Path) -> None:
-    # in a container every run may have the same number
-    (tmp_path / f".out.partial-{os.getpid()}").mkdir()
-    (tmp_path / f".out.partial-{os.getpid()}" / "x").write_text("half")
-    with Writer(tmp_path / "out") as writer:
-        assert left_in(writer.folder) == []
+BEGUN = {"recipe": "a", "seed": "0"}
+
+
+def test_the_same_run_goes_on_from_the_last_step(tmp_path: Path) -> None:
+    killed_run(tmp_path / "out")
+    with Writer(tmp_path / "out", begun=BEGUN) as writer:
+        assert [(step.kind, bytes(step.data)) for step in writer.steps] == [
+            ("block", b'{"rows":1}'),
+            ("block", b'{"rows":2}'),
+        ]
+        assert writer.steps[-1].state is not None
+        assert writer.tensors_in(writer.steps[-1].state)["x"].tolist() == [2.5]
+        kept = {"journal.jsonl", "model", "part-00000.safetensors", "part-00002.safetensors"}
+        assert set(left_in(writer.work)) == {*kept, writer.steps[-1].state}  # nothing of the third tensor
+        writer.add({"third": torch.arange(7)})
+        writer.finish(CONFIG)
+        writer.commit()
+    assert left_in(tmp_path) == ["out"]
+    expected = {"first": torch.arange(5), "second": torch.arange(6), "third": torch.arange(7)}
+    assert contents(tmp_path / "out") == contents(write(tmp_path / "undisturbed", expected))
+
+
+def test_a_run_that_was_started_otherwise_is_refused_and_stays(tmp_path: Path) -> None:
+    killed_run(tmp_path / "out")
+    before = {file.name: file.stat().st_size for file in (tmp_path / ".out.partial").iterdir()}
+    with pytest.raises(OutputError, match=r"started otherwise: seed was 0, now 1; text was not set, now b; give its"):
+        Writer(tmp_path / "out", begun={"recipe": "a", "seed": "1", "text": "b"})
+    assert {file.name: file.stat().st_size for file in (tmp_path / ".out.partial").iterdir()} == before
+    with Writer(tmp_path / "out", begun=BEGUN) as writer:
+        assert len(writer.steps) == 2
+
+
+def test_restart_begins_anew(tmp_path: Path) -> None:
+    killed_run(tmp_path / "out")
+    with Writer(tmp_path / "out", begun={"recipe": "b"}, restart=True) as writer:
+        assert writer.steps == ()
+        assert left_in(writer.work) == ["journal.jsonl", "model"]
+
+
+def test_what_a_run_left_that_was_killed_before_its_first_step_is_removed(tmp_path: Path) -> None:
+    killed_run(tmp_path / "out", KILLED[: KILLED.index("writer.step")] + "os.kill(os.getpid(), 9)")
+    assert left_in(tmp_path) == [".out.partial"]
+    (tmp_path / ".other.partial").mkdir()
+    with Writer(tmp_path / "out", begun={"recipe": "b"}) as writer:
+        assert left_in(tmp_path) == [".other.partial", writer.work.name]
+        assert left_in(writer.work) == ["journal.jsonl", "model"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OutputError, ValueError, MemoryError])
+def test_a_run_that_stops_after_a_step_is_kept_and_says_so(tmp_path: Path, error: type[BaseException]) -> None:
+    def run() -> None:
+        with Writer(tmp_path / "out", begun=BEGUN) as writer:
+            writer.add(some_tensors())
+            writer.step("block", None)
+            raise error
+
+    with pytest.raises(error) as caught:
+        run()
+    assert caught.value.__notes__ == [
+        "what is done is kept: the same command goes on from there, --restart begins anew"
+    ]
+    assert left_in(tmp_path) == [".out.partial"]
+
+
+@pytest.mark.parametrize("error", [NonFiniteError, InternalError])
+def test_a_run_that_would_fail_again_is_not_kept(tmp_path: Path, error: type[Exception]) -> None:
+    def run() -> None:
+        with Writer(tmp_path / "out", begun=BEGUN) as writer:
+            writer.add(some_tensors())
+            writer.step("block", None)
+            raise error
+
+    with pytest.raises(error):
+        run()
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_file_that_is_not_as_it_was_written_is_named(tmp_path: Path, damage: str) -> None:
+    killed_run(tmp_path / "out")
+    part = tmp_path / ".out.partial" / "part-00000.safetensors"
+    if damage == "cut":
+        os.truncate(part, 100)
+    else:
+        part.unlink()
+    with pytest.raises(OutputError, match=r"part-00000\.safetensors is not as it was written; --restart begins anew"):
+        Writer(tmp_path / "out", begun=BEGUN)
 
 
 def test_output_that_another_run_writes_is_refused(tmp_path: Path) -> None:
@@ -431,15 +520,17 @@ def test_where_nobody_can_lock_nothing_of_another_run_is_removed(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    (tmp_path / ".out.partial-1").mkdir()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "journal.jsonl").write_text("of another run")
     write(tmp_path / "out", some_tensors())
-    assert left_in(tmp_path) == [".out.partial-1", "out"]
+    assert left_in(tmp_path) == [".out.partial", "out"]
+    assert left_in(tmp_path / ".out.partial") == ["journal.jsonl"]
 
 
 @pytest.mark.parametrize("new_is_there", [True, False])
 def test_a_run_killed_between_the_two_renames_loses_nothing(tmp_path: Path, new_is_there: bool) -> None:
     model_at(tmp_path / ".out.old-1", "old")
-    model_at(tmp_path / ("out" if new_is_there else ".out.partial-1"), "new")
+    model_at(tmp_path / ("out" if new_is_there else ".out.partial"), "new")
     with Writer(tmp_path / "out", overwrite=True):
         text = json.loads((tmp_path / "out" / "config.json").read_text())["text"]
         assert text == ("new" if new_is_there else "old")
@@ -461,16 +552,16 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("step", "needed"),
+    ("step", "needed", "left"),
     [
-        (lambda writer: writer.add({"c": torch.zeros(250_000)}), "1,000,000"),
-        (lambda writer: writer.finish(CONFIG), "24,000"),
-        (lambda writer: write_side_file(writer.folder / "tokenizer.json", bytes(30_000)), "30,000"),
+        (lambda writer: writer.add({"c": torch.zeros(250_000)}), "1,000,000", []),
+        (lambda writer: writer.finish(CONFIG), "24,000", [".out.partial"]),  # the parts are kept
+        (lambda writer: write_side_file(writer.folder / "tokenizer.json", bytes(30_000)), "30,000", []),
     ],
     ids=["add", "finish", "side file"],
 )
-def test_no_space_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, step: Callable[[Writer], object], needed: str
+def test_no_space_is_one_sentence_and_leaves_nothing_but_steps(
+    tmp_path: Path, step: Callable[[Writer], object], needed: str, left: list[str]
 ) -> None:
     def run() -> None:
         with Writer(tmp_path / "out") as writer:
@@ -483,7 +574,7 @@ def test_no_space_is_one_sentence_and_leaves_nothing(
         run()
     assert "are free (File too large); free some, or give an output on another disk" in str(caught.value)
     assert caught.value.exit_code == 2
-    assert left_in(tmp_path) == []
+    assert left_in(tmp_path) == left
 
 
 def test_full_disk_in_the_middle_of_a_tensor_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def only_progress(text: str) -> bool:
 def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
     calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
     assert cli.main(["quantize", "m", "--output", "o"]) == 0
-    given = {"recipe": load_recipe("w4a16"), "calibration": None, "overwrite": False}
+    given = {"recipe": load_recipe("w4a16"), "calibration": None, "overwrite": False, "restart": False}
     assert calls == [((Path("m"), Path("o")), given)]
     calls.clear()
     line = "quantize m -o o -r w8a16 --calibration c.txt --set weights.bits=6 --set rounding=gptq --overwrite"
@@ -128,6 +128,7 @@ def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
         "recipe": load_recipe("w8a16", ["weights.bits=6", "rounding=gptq"]),
         "calibration": Path("c.txt"),
         "overwrite": True,
+        "restart": False,
     }
     assert calls == [((Path("m"), Path("o")), given)]
     capfd.readouterr()

@@ -317,7 +317,14 @@ def test_a_deeply_nested_line_is_refused(tmp_path: Path) -> None:
 # The bundled texts
 
 
+@pytest.fixture
+def whole_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts as they are bundled; conftest.py cuts them short."""
+    monkeypatch.setattr(data, "TEXTS", Path(data.__file__).parents[1] / "texts")
+
+
 @pytest.mark.parametrize("name", ["calibration", "judge"])
+@pytest.mark.usefixtures("whole_texts")
 def test_a_bundled_text_is_there_and_has_its_sources_beside_it(name: Literal["calibration", "judge"]) -> None:
     path = bundled_text(name)
     text = path.read_text(encoding="utf-8")
@@ -328,6 +335,7 @@ def test_a_bundled_text_is_there_and_has_its_sources_beside_it(name: Literal["ca
     assert "\n\n\n\n" not in text
 
 
+@pytest.mark.usefixtures("whole_texts")
 def test_the_bundled_texts_share_no_paragraph() -> None:
     paragraphs = [
         {part for part in bundled_text(name).read_text(encoding="utf-8").split("\n\n") if len(part) > 120}
@@ -337,6 +345,7 @@ def test_the_bundled_texts_share_no_paragraph() -> None:
     assert not paragraphs[0] & paragraphs[1]
 
 
+@pytest.mark.usefixtures("whole_texts")
 def test_every_package_that_needs_a_notice_has_one() -> None:
     folder = bundled_text("judge").parent
     rows = [line.split("|") for line in (folder / "SOURCES.md").read_text(encoding="utf-8").splitlines()]
