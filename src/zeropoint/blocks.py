@@ -26,7 +26,7 @@ from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.evaluation.layers import weight_error
 from zeropoint.evaluation.results import LayerRow, RefineRow, StageRow, TransformRow
 from zeropoint.evaluation.size import BLOCK_TYPES
-from zeropoint.models.parts import Block
+from zeropoint.models.parts import Block, FloatBlock
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
@@ -176,10 +176,12 @@ def quantized_blocks(
 
 def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, beside: Beside) -> FinishedBlock:
     flow, activations = source.weights.model.flow, source.activations
-    block = source.load(index)
-    floats = replace(block, weights=dict(block.weights))
+    block = source.load(index, linears=beside.shadow is not None)
+    floats = source.floats  # read again where it is wanted, unless it runs beside all the time
     if beside.shadow is not None:
-        beside.shadow.enter(floats)
+        kept = replace(block, weights=dict(block.weights))
+        floats = partial(replace, kept)
+        beside.shadow.enter(kept)
     if beside.before is not None:
         beside.before.copy(activations)
     layers: list[Layer] = []
@@ -196,7 +198,7 @@ def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, be
 
 
 def _finish(
-    visit: Visit, floats: Block, layers: list[Layer], source: _Source, ops: TorchOps, beside: Beside
+    visit: Visit, floats: Callable[[], Block], layers: list[Layer], source: _Source, ops: TorchOps, beside: Beside
 ) -> FinishedBlock:
     """Refine the block whose layers are rounded, and run the held-out windows through all that it has been."""
     model, block, prefix = source.weights.model, visit.block, source.weights.model.block_name(visit.index)
@@ -229,7 +231,7 @@ def _finish(
         for stage in model.flow[:-1]:
             visit.activations.map(partial(block.finish, stage))
     if beside.stages is not None:
-        beside.stages.advance({FLOAT: lambda: floats, **seen}, model.flow)
+        beside.stages.advance({FLOAT: floats, **seen}, model.flow)
     quantized = {f"{layer.name}.weight" for layer in layers}
     names = tuple(name for name in model.block_tensors(visit.index) if name not in quantized)
     return FinishedBlock(
@@ -302,15 +304,21 @@ class _Source:
         self.rows: tuple[TransformRow, ...] = ()
         self._plans, self._ops, self.activations = plans, ops, activations
         self._rewritten: dict[str, Tensor] = {}
+        self._transformed: FloatBlock | None = None
+        self._index = 0
 
-    def load(self, index: int) -> Block:
-        """Return block `index` ready to run, transformed."""
-        self._rewritten = {}
-        if not self.recipe.transforms:
-            return self.weights.block(index, self._ops)
+    def load(self, index: int, *, linears: bool) -> Block:
+        """Return block `index` ready to run, transformed.
+
+        linears: with those that will be quantized; who replaces them before they run needs none.
+        """
+        self._rewritten, self._transformed, self._index = {}, None, index
         names = self.weights.model.block_tensors(index)
-        prefix = f"{self.weights.model.block_name(index)}."
         quantized = {f"{name}.weight" for name, plan in self._plans.items() if plan is not None}
+        left_out = frozenset() if linears else frozenset(quantized.intersection(names))
+        if not self.recipe.transforms:
+            return self.weights.block(index, self._ops, without=left_out)
+        prefix = f"{self.weights.model.block_name(index)}."
         dtypes = {name.removeprefix(prefix): self.dtype(name) for name in names if name not in quantized}
         read = self.weights.float_block(index, dtypes)
         flow = self.weights.model.flow
@@ -325,9 +333,16 @@ class _Source:
             seed=self.recipe.calibration.seed,
             rotation=self._rotation,
         )
-        self.rows = tuple(map(_transform_row, done))
+        self.rows, self._transformed = tuple(map(_transform_row, done)), block
         self._rewritten = {f"{prefix}{name}": block.tensors[name] for name in changed(read.tensors, block.tensors)}
-        return block.prepare(self._ops, flow)
+        here = {name: tensor for name, tensor in block.tensors.items() if f"{prefix}{name}" not in left_out}
+        return replace(block, tensors=here).prepare(self._ops, flow)
+
+    def floats(self) -> Block:
+        """Return the block at hand as floats, ready to run, transformed."""
+        if self._transformed is None:
+            return self.weights.block(self._index, self._ops)
+        return self._transformed.prepare(self._ops, self.weights.model.flow)
 
     def linear(self, name: str) -> Tensor:
         """Return the weight of the linear `name`, float32 (rows, cols)."""

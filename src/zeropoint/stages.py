@@ -49,6 +49,7 @@ class Stages:
         for name, make in blocks.items():
             block = make()
             self.states[name] = torch.cat([block.run(flow, x) for x in torch.split(self.states[name], 1)])
+            del block  # before the next one is made
 
     def outputs(self, name: str) -> Tensor:
         """Return what the last block gave: (windows, time, hidden)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any
@@ -96,7 +97,7 @@ def test_merging_with_what_has_seen_nothing_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_merging_leaves_the_other_as_it_was(name: str) -> None:
     one, other = observer(name), seen(name, tokens(10, 4, "normal", 0))
-    before = other.result()
+    before = copy.deepcopy(other).result()  # a result is the end of its observer
     one.merge(other)
     one.update(tokens(10, 4, "heavy tail", 1))
     assert_same(other.result(), before, tolerance=0)
@@ -135,12 +136,12 @@ def test_nan_and_infinity_are_refused_as_activations_and_leave_no_trace(
 @pytest.mark.parametrize("name", OBSERVERS)
 def test_a_result_does_not_change_when_more_is_seen_and_the_input_is_left_alone(name: str) -> None:
     x = tokens(6, 4, "normal", 0)
-    copy, one = x.clone(), observer(name)
+    untouched, one = x.clone(), observer(name)
     one.update(x)
     before, after = one.result(), seen(name, x).result()
     one.update(tokens(9, 4, "heavy tail", 1))
     assert_same(before, after, tolerance=0)
-    assert torch.equal(x, copy)
+    assert torch.equal(x, untouched)
 
 
 @pytest.mark.parametrize("name", OBSERVERS)

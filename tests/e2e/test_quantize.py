@@ -157,9 +157,9 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(tmp_path: Path)
 
 
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
-    peaks = [peak_bytes(make_llama(tmp_path / f"{n}", layers=n, hidden=128, intermediate=256, seed=n)) for n in (6, 24)]
+    peaks = [peak_bytes(make_llama(tmp_path / f"{n}", layers=n, hidden=128, intermediate=256, seed=n)) for n in (12, 36)]
     block_bytes = 4 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 256)
-    # 18 blocks more: one block more is allowed, and 4 MB for what malloc and Python round up
+    # 24 blocks more: one block more is allowed, and 4 MB for what malloc and Python round up
     assert peaks[1] - peaks[0] < block_bytes + 4e6
 
 

@@ -1,6 +1,6 @@
 """The mean of x x^T over tokens: H of GPTQ up to a factor, and on its diagonal the importance of each input column.
 
-Memory: one matrix (cols, cols) of float32, whatever the number of tokens, and a second one for the result.
+Memory: one matrix (cols, cols) of float32, whatever the number of tokens; it becomes the result.
 
 Sums are float32. Splitting into batches or merging in another order changes entry (i, j) by less than
 1e-5 * sqrt(H_ii H_jj), the rounding of float32 sums; the number of threads changes nothing. The matrix is exactly
@@ -61,11 +61,22 @@ class Observer:
             self._count += other._count
 
     def result(self) -> SecondMoment:
-        """Return the mean so far: zeros when no token was seen, of no columns before the first update."""
-        if self._sum is None:
+        """Hand over the mean: zeros when no token was seen, of no columns before the first update.
+
+        No second matrix is made for it: the observer is at its end, and has seen nothing if it is asked again.
+        """
+        total, count = self._sum, self._count
+        self._sum, self._count = None, 0
+        if total is None:
             return SecondMoment(torch.zeros(0, 0), 0)
-        matrix = self._sum.triu().div_(max(1, self._count))
-        return SecondMoment(matrix.add_(matrix.triu(1).T), self._count)
+        cols = len(total)
+        for start in range(0, cols, _PANEL):
+            end = min(start + _PANEL, cols)
+            square, right = total[start:end, start:end], total[start:end, end:]
+            square.copy_(square.triu().div_(max(1, count)))
+            square.add_(square.triu(1).T)
+            total[end:, start:end] = right.div_(max(1, count)).T
+        return SecondMoment(total, count)
 
 
 def diagonal(moment: SecondMoment) -> Tensor:

@@ -54,7 +54,8 @@ def drift(visit: Visit, shadow: Shadow) -> Drift:
     total, count = None, 0
     for moved, original in zip(visit.inputs(), shadow.inputs(visit.stage), strict=True):
         rows = moved.flatten(0, -2)  # (tokens, cols)
-        product = (original.flatten(0, -2) - rows).T @ rows
-        total = product if total is None else total.add_(product)
+        if total is None:
+            total = torch.zeros(rows.shape[1], rows.shape[1])
+        total.addmm_((original.flatten(0, -2) - rows).T, rows)
         count += len(rows)
     return Drift(torch.zeros(0, 0) if total is None else total.div_(max(1, count)), count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
@@ -63,11 +63,13 @@ class Weights:
         packed: PackedWeight = self._format.read_packed(name, parts, scheme, self.inputs[name])
         return packed
 
-    def block(self, index: int, ops: Ops) -> Block:
-        """Return block `index` with its linears prepared for `ops`."""
+    def block(self, index: int, ops: Ops, *, without: Collection[str] = ()) -> Block:
+        """Return block `index` with its linears prepared for `ops`. without: full names of tensors to leave out."""
         prefix = f"{self.model.block_name(index)}."
         weights = {}
         for full in self.model.block_tensors(index):
+            if full in without:
+                continue
             name = full.removesuffix(".weight")
             weights[full.removeprefix(prefix)] = (
                 ops.prepare(self.linear(name)) if name in self.schemes else self.checkpoint.read(full)

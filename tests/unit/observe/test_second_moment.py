@@ -21,10 +21,11 @@ def test_it_is_the_mean_of_x_x_transposed(count: int, cols: int, batch: int, see
     x, observer = tokens(count, cols, seed), Observer()
     for part in x.split(batch):
         observer.update(part)
-    got, exact = observer.result().matrix, x.double().T @ x.double() / count
+    found = observer.result()
+    got, exact = found.matrix, x.double().T @ x.double() / count
     size = (exact.diagonal()[:, None] * exact.diagonal()).sqrt()
     assert bool(((got - exact).abs() <= 1e-5 * size).all())  # the tolerance that the module states
-    assert observer.result().count == count
+    assert found.count == count
 
 
 def test_the_matrix_is_exactly_symmetric_and_has_no_negative_eigenvalue_beyond_rounding() -> None:
@@ -43,8 +44,9 @@ def test_a_batch_longer_than_a_chunk_is_summed_in_chunks(monkeypatch: pytest.Mon
     whole.update(x)
     monkeypatch.setattr(second_moment, "_CHUNK", 30)
     parts.update(x)
-    assert torch.allclose(whole.result().matrix, parts.result().matrix, rtol=1e-5, atol=1e-4)
-    assert whole.result().count == parts.result().count == 100
+    one, other = whole.result(), parts.result()
+    assert torch.allclose(one.matrix, other.matrix, rtol=1e-5, atol=1e-4)
+    assert one.count == other.count == 100
 
 
 @pytest.mark.parametrize("cols", [1, 5, 15, 16, 17, 50])
@@ -52,8 +54,9 @@ def test_panels_of_rows_cover_the_whole_matrix(cols: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(second_moment, "_PANEL", 16)
     x, observer = torch.randn(40, cols, generator=torch.Generator().manual_seed(0)), Observer()
     observer.update(x)
-    assert torch.allclose(observer.result().matrix, x.T @ x / 40, atol=1e-5)
-    assert torch.equal(observer.result().matrix, observer.result().matrix.T)
+    found = observer.result().matrix
+    assert torch.allclose(found, x.T @ x / 40, atol=1e-5)
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("cols", [192, 577])
@@ -83,7 +86,17 @@ def test_no_token_gives_zeros_and_a_count_of_zero() -> None:
     observer = Observer()
     assert (observer.result().matrix.shape, observer.result().count) == ((0, 0), 0)
     observer.update(torch.zeros(0, 3))
-    assert torch.equal(observer.result().matrix, torch.zeros(3, 3))
+    found = observer.result()
+    assert torch.equal(found.matrix, torch.zeros(3, 3))
+    assert found.count == 0
+
+
+def test_the_result_is_the_sum_itself_and_the_end_of_the_observer() -> None:
+    observer = Observer()
+    observer.update(tokens(64, 5))
+    summed = observer._sum
+    assert summed is not None
+    assert observer.result().matrix.data_ptr() == summed.data_ptr()
     assert observer.result().count == 0
 
 
