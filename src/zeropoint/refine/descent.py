@@ -70,7 +70,8 @@ class _Descent:
         groups = qtensor.qparams.scale.shape[1]
         self._size = cols if groups == 1 else self._scheme.group_size or cols
         self._codes = qtensor.codes.float().T.contiguous()  # (cols, rows)
-        self._scale = qtensor.qparams.scale.expand(rows, groups).T.contiguous()  # (groups, rows)
+        scale = qtensor.qparams.scale.expand(rows, groups).T
+        self._scale = scale.clone(memory_format=torch.contiguous_format)  # (groups, rows), never the caller's own
         zero_point = qtensor.qparams.zero_point
         self._zero = torch.zeros_like(self._scale) if zero_point is None else zero_point.expand(rows, groups).T.float()
         self._error = (aim - dequantize(qtensor.codes, qtensor.qparams, self._scheme)).T.contiguous()  # (cols, rows)

@@ -62,6 +62,15 @@ def test_the_error_never_rises_and_scales_stay_storable(
     assert scales or torch.equal(scale, before.qparams.scale)
 
 
+def test_what_it_begins_with_stays_as_it_was_for_a_single_row() -> None:
+    w, moment = weight(1, 43, seed=62), correlated(43, seed=62)
+    before = rounded(w, Scheme(2), moment, "gptq")  # one row, one group: its transpose is no copy
+    scale = before.qparams.scale.clone()
+    after = descent.refine(w, before, {"second_moment": moment}, descent.Options())
+    assert not torch.equal(after.qparams.scale, scale)
+    assert torch.equal(before.qparams.scale, scale)
+
+
 def test_no_single_code_can_be_better_when_it_has_come_to_rest() -> None:
     scheme = Scheme(3, False, "group", 6)
     w, moment = weight(3, 18), correlated(18)
