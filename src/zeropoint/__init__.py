@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zeropoint.inspection import inspect
     from zeropoint.laboratory import inspect_inputs
     from zeropoint.pipeline import quantize
+    from zeropoint.planning.plan import plan
     from zeropoint.recipe import Recipe, load_recipe
     from zeropoint.runtime.generate import LanguageModel, load
     from zeropoint.verification import verify
@@ -41,6 +42,7 @@ _LAZY = {
     "LanguageModel": "zeropoint.runtime.generate",
     "Recipe": "zeropoint.recipe",
     "load_recipe": "zeropoint.recipe",
+    "plan": "zeropoint.planning.plan",
     "verify": "zeropoint.verification",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "inspect_inputs",
     "load",
     "load_recipe",
+    "plan",
     "quantize",
     "verify",
 ]

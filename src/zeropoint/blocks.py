@@ -25,12 +25,13 @@ from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.evaluation.layers import weight_error
 from zeropoint.evaluation.results import LayerRow, RefineRow, StageRow, TransformRow
-from zeropoint.evaluation.size import BLOCK_TYPES
+from zeropoint.evaluation.size import in_blocks
 from zeropoint.models.parts import Block, FloatBlock
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
 from zeropoint.observe.walk import Visit, observe, visits
+from zeropoint.planning.schemes import Plans
 from zeropoint.qparams import outliers, static_or_dynamic
 from zeropoint.qparams.affine import restore
 from zeropoint.qparams.choose import choose_qparams
@@ -50,8 +51,6 @@ from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
 from zeropoint.transforms.hadamard import Rotation
 from zeropoint.types import ChannelMean, InputParams, InputScheme, QTensor, SecondMoment, Stats
-
-Plans = Mapping[str, LayerPlan | None]
 
 Scope: TypeAlias = Literal["layer", "block", "model"]
 """What a method of `refine` works on at once."""
@@ -136,11 +135,6 @@ class Beside:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
-def needs_shadow(plans: Plans, recipe: Recipe) -> bool:
-    """Say whether the float model has to run beside the quantized one."""
-    return DRIFT in needs(plans.values()) or any(scope_of(choice) != "layer" for choice in recipe.refine)
-
-
 def scope_of(choice: Choice) -> Scope:
     """Return what a method of `refine` works on at once."""
     scope: Scope = find.load("refine", choice.method).SCOPE
@@ -163,13 +157,15 @@ def quantized_blocks(
     rotation: Rotation | None,
     *,
     start: int = 0,
+    workers: int | None = None,
 ) -> Iterator[FinishedBlock]:
     """Walk through the model, quantize every stage before it runs, and yield each block when all texts are behind it.
 
     rotation: that of the activations, in whose basis a transform of the recipe brings the blocks. start: the block that
-    the activations, and all that is beside them, are in front of.
+    the activations, and all that is beside them, are in front of. workers: weights that are rounded at once; None: as
+    many as there are threads.
     """
-    source = _Source(weights, plans, recipe, ops, activations, rotation)
+    source = _Source(weights, plans, recipe, ops, activations, rotation, workers)
     for index in range(start, weights.model.config.layers):
         yield _quantize_block(index, source, plans, ops, beside)
 
@@ -298,8 +294,9 @@ class _Source:
         ops: TorchOps,
         activations: Activations,
         rotation: Rotation | None,
+        workers: int | None,
     ) -> None:
-        self._rotation = rotation
+        self._rotation, self.workers = rotation, workers
         self.weights, self.recipe = weights, recipe
         self.rows: tuple[TransformRow, ...] = ()
         self._plans, self._ops, self.activations = plans, ops, activations
@@ -416,7 +413,7 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, 
         bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
         return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
 
-    with a_thread_each() as pool:
+    with a_thread_each(source.workers) as pool:
         layers = map_each(pool, quantize_one, planned)
     for name, layer in zip(planned, layers, strict=True):
         visit.block.weights[f"{name}.weight"] = ops.prepare(layer.qtensor)
@@ -621,8 +618,3 @@ def written_dtype(info: TensorInfo) -> torch.dtype:
     """Return the dtype of a tensor that stays float in the output: as stored, but bfloat16 for block types."""
     dtype: torch.dtype = torch.bfloat16 if in_blocks(info) else getattr(torch, DTYPES[info.dtype].torch_name)
     return dtype
-
-
-def in_blocks(info: TensorInfo) -> bool:
-    """Say whether a tensor is stored in a block type of GGUF."""
-    return info.dtype.startswith(BLOCK_TYPES)

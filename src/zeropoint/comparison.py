@@ -35,7 +35,8 @@ from zeropoint.evaluation.results import (
     machine,
     versions,
 )
-from zeropoint.evaluation.run import evaluate, size_of
+from zeropoint.evaluation.run import evaluate
+from zeropoint.evaluation.size import size_of
 from zeropoint.evaluation.speed import measure_speeds
 from zeropoint.evaluation.speed_process import CONTEXT
 from zeropoint.observe.data import bundled_text, calibration_batches, judging_windows, require_readable

@@ -22,16 +22,12 @@ from zeropoint.evaluation.results import LayerRow
 from zeropoint.models.parts import Table
 from zeropoint.qparams.affine import quantize, restore
 from zeropoint.qparams.choose import choose_qparams
-from zeropoint.qparams.grouping import divisors
-from zeropoint.recipe import Choice, Recipe
+from zeropoint.recipe import Choice
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import QParams, QTensor, Scheme
 
 SLAB_VALUES = 1 << 21
 """Values of a table that are in float32 at once."""
-
-GROUP_SIZE = 64
-"""Columns of an int4 table that share a scale, where that divides them."""
 
 
 @dataclass(frozen=True)
@@ -44,32 +40,6 @@ class QuantizedTable:
     tensors: dict[str, Tensor]
     row: LayerRow
     looked_up: Tensor
-
-
-def table_schemes(weights: Weights, recipe: Recipe, file_format: ModuleType) -> dict[str, Scheme]:
-    """Return the scheme of every table that the recipe wants as integers, by name; a tied one under both of its names.
-
-    Raises: SchemeError if the format cannot store it.
-    """
-    if recipe.embeddings == "stored":
-        return {}
-    shape = weights.model.config.vocab_size, weights.model.config.hidden_size
-    scheme = int8() if recipe.embeddings == "int8" else int4(shape[1])
-    reason = file_format.supports_table(scheme, shape)
-    if reason is not None:
-        raise SchemeError(f"{weights.tables[0].name}: {reason}")
-    return {name: scheme for table in weights.tables for name in (table.name, table.also) if name is not None}
-
-
-def int8() -> Scheme:
-    """Return the scheme of an int8 table."""
-    return Scheme(8, granularity="channel", group_size=None)
-
-
-def int4(cols: int) -> Scheme:
-    """Return the scheme of an int4 table: the widest groups up to GROUP_SIZE, multiples of 32 columns if there are."""
-    widths = [width for width in divisors(cols) if width <= GROUP_SIZE]
-    return Scheme(4, group_size=max(widths, key=lambda width: (width % 32 == 0, width)))
 
 
 def quantize_table(

@@ -9,12 +9,14 @@ Nothing is imported until `load` asks for it, and only the module that is asked 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from types import ModuleType
+from typing import Any
 
 from zeropoint.errors import InputError
 
@@ -46,6 +48,28 @@ def load(kind: str, name: str, *, error: type[InputError] = InputError) -> Modul
             f"no {kind.replace('.', ' ')} is called {name!r}; there are {', '.join(known)}{nearest(name, known)}"
         )
     return importlib.import_module(f"zeropoint.{kind if name in names(kind) else _also(kind)}.{name}")
+
+
+@cache
+def constant(kind: str, name: str, constant: str) -> Any:
+    """Return what a literal at the top of a capability's file is, without importing it: what says so may import torch.
+
+    Raises: KeyError if it is not there as a literal.
+    """
+    folder = kind if name in names(kind) else _also(kind)
+    file = resources.files(f"zeropoint.{folder}") / f"{name}.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=found)], value=ast.expr() as value) if found == constant:
+                break
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if found == constant:
+                break
+    else:
+        raise KeyError(f"{kind}/{name}.py has no {constant}")
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise KeyError(f"{kind}/{name}.py has no literal {constant}") from None
 
 
 def _also(kind: str) -> str | None:

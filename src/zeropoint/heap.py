@@ -1,8 +1,11 @@
-"""The heap of the C library, where what Python and the kernels free stays with the process unless it is asked for."""
+"""The memory of the process: what is available to it, and the C library's heap, which keeps what was freed."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+from pathlib import Path
 
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 8 << 20  # malloc.h
 
@@ -26,3 +29,19 @@ def map_large() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
+def available_bytes() -> int:
+    """Return the memory that is free for us: of the machine, or of our control group if that has a limit.
+
+    All that the machine has where the system does not tell.
+    """
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        found = min(found, limit - used)
+    return max(0, found)

@@ -15,49 +15,49 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
 import zeropoint
-from zeropoint import find
-from zeropoint.blocks import Plans, in_blocks, needs, scope_of, written_dtype
+from zeropoint.blocks import needs, scope_of, written_dtype
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.checkpoint.writer import Writer
-from zeropoint.embeddings import table_schemes
-from zeropoint.errors import InputError, RecipeError, SchemeError
+from zeropoint.errors import RecipeError
 from zeropoint.evaluation.results import (
     MANIFEST,
     RECORD,
     Manifest,
+    Plan,
     QuantizeResult,
     Text,
     machine,
     peak_memory_bytes,
+    resident_bytes,
     versions,
 )
-from zeropoint.evaluation.run import size_of
-from zeropoint.models.parts import linear_names
+from zeropoint.evaluation.size import in_blocks, size_of
+from zeropoint.heap import available_bytes
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, random_batches, require_readable
-from zeropoint.plan import Cost, costs_of
+from zeropoint.planning import schemes
+from zeropoint.planning.memory import Memory
+from zeropoint.planning.plan import Prepared, describe, memory_of, prepare
+from zeropoint.planning.schemes import Plans
 from zeropoint.progress import Progress, ProgressCallback
-from zeropoint.recipe import Recipe, load_recipe, resolve
+from zeropoint.recipe import Recipe, load_recipe
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.steps import Steps
 from zeropoint.transforms.hadamard import Rotation
 from zeropoint.transforms.outer import HEAD, Outer, find_rotation
-from zeropoint.types import InputScheme, Scheme
 from zeropoint.verification import hashes_of, hashes_of_files, require_verified, verify_apart
 
-ACTIVATION_MEMORY_BYTES = 2 << 30
-"""Activations of the calibration text above this wait on disk, unless the caller sets another limit."""
+BENCH_S = 0.5
+"""What measuring the machine may take before a run."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,9 +70,9 @@ def quantize(
     calibration: str | Path | None = None,
     overwrite: bool = False,
     restart: bool = False,
-    activation_memory_bytes: int = ACTIVATION_MEMORY_BYTES,
+    max_memory_bytes: int | None = None,
     progress: ProgressCallback | None = None,
-    planned: Callable[[Sequence[Cost]], None] | None = None,
+    planned: Callable[[Plan], None] | None = None,
 ) -> QuantizeResult:
     """Quantize a checkpoint and write the result to a new folder.
 
@@ -80,9 +80,9 @@ def quantize(
 
     model: a Hugging Face folder or a .gguf file. output: the folder to make; it appears when complete and checked.
     recipe: a preset's name, a TOML file or a Recipe. calibration: a .txt or .jsonl file; None is the bundled text.
-    restart: begin anew where an unfinished run could be gone on with. activation_memory_bytes: what may be kept in
-    memory of the text's activations; the rest waits on disk. planned: told what each stage of the work will take, when
-    nothing has refused the recipe and before the work begins.
+    restart: begin anew where an unfinished run could be gone on with. max_memory_bytes: what the process may take; the
+    text's activations wait on disk if need be. None: as much as the work needs, and what is available. planned: told
+    what the run will take, when nothing has refused the recipe and before the work begins.
 
     Raises: InputError, by one of its subclasses, for all that is wrong with what was given; InternalError if the
     written model is not what was computed. Nothing is under the output's name then.
@@ -97,15 +97,17 @@ def quantize(
             "calibration.tokens = 'text'"
         )
     weights = Weights(open_checkpoint(model))
-    plans, file_format = _planned(weights, recipe)
+    prepared = prepare(weights, recipe)
+    plans, file_format, tables = prepared.plans, prepared.file_format, prepared.tables
     rotation = _rotation(weights, recipe)
     outer = None if rotation is None else _outer(weights, rotation)
-    tables = table_schemes(weights, recipe, file_format)
-    note: str | None = file_format.note(file_format.config(_schemes(plans), _inputs(plans), tables))
+    note: str | None = file_format.note(file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables))
     if note is not None:
         _log.warning("%s", note)
+    memory = _memory(prepared, max_memory_bytes)
+    expected = describe(prepared, model, memory, max_memory_bytes=max_memory_bytes, bench_s=BENCH_S)
     if planned is not None:
-        planned(costs_of(weights, recipe))
+        planned(expected)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
     text = _text(weights, recipe, calibration) if _wants_text(plans, recipe) else None
     source = hashes_of(weights.checkpoint, report)
@@ -117,10 +119,14 @@ def quantize(
         steps = Steps(
             weights, plans, recipe, ops, text, report, outer, schemes=tables, file_format=file_format, writer=writer
         )
-        steps.run(activation_memory_bytes=activation_memory_bytes)
+        steps.run(memory.limits)
         assert steps.rest is not None
         weights.checkpoint.copy_side_files(writer.folder)
-        config = _config(weights, recipe, file_format.config(_schemes(plans), _inputs(plans) | steps.inputs, tables))
+        config = _config(
+            weights,
+            recipe,
+            file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans) | steps.inputs, tables),
+        )
         writer.finish(config if outer is None else config | outer.config())
         written = Weights(open_checkpoint(writer.folder))
         manifest = Manifest(
@@ -133,7 +139,7 @@ def quantize(
         )
         manifest.save(writer.folder / MANIFEST)
         report(Progress("verify", 0, 1))
-        verification = verify_apart(writer.folder)
+        verification = verify_apart(writer.folder, max_memory_bytes=max_memory_bytes)
         report(Progress("verify", 1, 1))
         result = QuantizeResult(
             zeropoint=zeropoint.__version__,
@@ -155,6 +161,7 @@ def quantize(
             peak_memory_bytes=max(peak_memory_bytes(), *(done.peak_memory_bytes for done in steps.done)),
             spilled_bytes=max(done.most_spilled_bytes for done in steps.done),
             resumed_blocks=steps.resumed,
+            plan=expected,
             verification=verification,
             versions=versions(),
             machine=machine(),
@@ -163,6 +170,19 @@ def quantize(
         require_verified(verification, output)
         writer.commit()
     return result
+
+
+def _memory(prepared: Prepared, max_memory_bytes: int | None) -> Memory:
+    """Return the memory of a run: what it was given, or what is available if it would take more than that.
+
+    Raises: RecipeError if neither is enough.
+    """
+    threads = torch.get_num_threads()
+    memory = memory_of(prepared, threads=threads, max_memory_bytes=max_memory_bytes)
+    available = available_bytes() + resident_bytes()  # what we have is in the plan's peak too
+    return (
+        memory if memory.peak_bytes <= available else memory_of(prepared, threads=threads, max_memory_bytes=available)
+    )
 
 
 def _begun(recipe: Recipe, source: Mapping[str, str], text: Batches | None) -> dict[str, str]:
@@ -192,7 +212,7 @@ def require_fits(model: str | Path, recipe: Recipe) -> None:
     """
     recipe.check()
     weights = Weights(open_checkpoint(model))
-    _planned(weights, recipe)
+    prepare(weights, recipe)
     _rotation(weights, recipe)
 
 
@@ -219,24 +239,6 @@ def _outer(weights: Weights, rotation: Rotation) -> Outer:
         name: written_dtype(weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]) for name in names
     }
     return Outer(weights.checkpoint, weights.model, rotation, dtypes)
-
-
-def _planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
-    """Return the plan of every linear and the format's module."""
-    plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
-    file_format = find.load("formats", recipe.format, error=RecipeError)
-    _refuse_early(weights, plans, file_format, table_schemes(weights, recipe, file_format))
-    return plans, file_format
-
-
-def _without_bias(weights: Weights, plans: Plans) -> Plans:
-    """Return the plans, with no correction of a bias where a layer has none."""
-    model = weights.model
-    tensors = {name for index in range(model.config.layers) for name in model.block_tensors(index)}
-    return {
-        name: plan if plan is None or f"{name}.bias" in tensors else replace(plan, bias_correction=False)
-        for name, plan in plans.items()
-    }
 
 
 def _wants_text(plans: Plans, recipe: Recipe) -> bool:
@@ -275,26 +277,3 @@ def _config(weights: Weights, recipe: Recipe, quantization: Mapping[str, Any]) -
     if any(in_blocks(info) for info in weights.checkpoint.tensors.values()):
         config["dtype"] = "bfloat16"
     return config
-
-
-def _refuse_early(weights: Weights, plans: Plans, file_format: ModuleType, tables: Mapping[str, Scheme]) -> None:
-    """Raise for what could otherwise fail hours later: a quantized input, schemes that the format cannot store."""
-    if weights.is_quantized:
-        raise InputError(
-            f"{weights.checkpoint.path} is quantized already; quantize the float model that it was made from"
-        )
-    for name, plan in plans.items():
-        if plan is not None:
-            rows, cols = weights.checkpoint.tensors[f"{name}.weight"].shape
-            reason = file_format.supports(plan.scheme, (rows, cols))
-            if reason is not None:
-                raise SchemeError(f"{name}: {reason}")
-    file_format.config(_schemes(plans), _inputs(plans), tables)
-
-
-def _schemes(plans: Plans) -> dict[str, Scheme | None]:
-    return {name: None if plan is None else plan.scheme for name, plan in plans.items()}
-
-
-def _inputs(plans: Plans) -> dict[str, InputScheme | None]:
-    return {name: None if plan is None else plan.activations for name, plan in plans.items()}

@@ -25,9 +25,6 @@ from zeropoint.blocks import (
     Beside,
     FinishedBlock,
     Layer,
-    Plans,
-    in_blocks,
-    needs_shadow,
     quantized_blocks,
     scope_of,
     stage_names,
@@ -36,9 +33,12 @@ from zeropoint.blocks import (
 from zeropoint.checkpoint.writer import Writer
 from zeropoint.embeddings import quantize_table
 from zeropoint.evaluation.results import GainRow, LayerRow, Probe, RefineRow, Result, TransformRow, peak_memory_bytes
+from zeropoint.evaluation.size import in_blocks
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches
 from zeropoint.observe.shadow import Shadow
+from zeropoint.planning.memory import Limits
+from zeropoint.planning.schemes import Plans, has_shadow, stores_of
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Choice, Recipe
 from zeropoint.refine.distill import Head, Windows
@@ -175,20 +175,24 @@ class Steps:
         logits = written.model.head(self._ops, written.head(self._ops), x)[0]
         return probe_of(probe_tokens(written.model.config.vocab_size), logits.float().numpy())
 
-    def run(self, *, activation_memory_bytes: int) -> None:
-        """Do all steps that are not done; after the last one `Writer.finish` has all tensors."""
+    def run(self, limits: Limits) -> None:
+        """Do all steps that are not done; after the last one `Writer.finish` has all tensors.
+
+        limits: what may be in memory of the texts, and how many weights are rounded at once.
+        """
         if self.tables is None:
             self._quantize_tables()
         if self.rest is not None:
             return
+        count = stores_of(self._plans, self._recipe)
         with ExitStack() as stack:
 
             def store() -> Activations:
-                made = Activations(limit_bytes=activation_memory_bytes, folder=self._writer.work)
+                made = Activations(limit_bytes=limits.activation_bytes // count, folder=self._writer.work)
                 self._stores.append(stack.enter_context(made))
                 return made
 
-            self._quantize_blocks(store)
+            self._quantize_blocks(store, limits.workers)
 
     def _quantize_tables(self) -> None:
         rows: list[LayerRow] = []
@@ -203,10 +207,10 @@ class Steps:
         self.tables = Tables(layers=tuple(rows), looked_up=looked_up)
         self._writer.step("tables", self.tables)
 
-    def _quantize_blocks(self, store: Callable[[], Activations]) -> None:
+    def _quantize_blocks(self, store: Callable[[], Activations], workers: int) -> None:
         model, layers, start = self._weights.model, self._weights.model.config.layers, len(self.done)
         activations, beside = store(), Beside(probe=torch.zeros(0))
-        if needs_shadow(self._plans, self._recipe):
+        if has_shadow(self._plans, self._recipe):
             beside.shadow = Shadow(store())
         if any(scope_of(choice) == "block" for choice in self._recipe.refine):
             beside.before = store()
@@ -219,7 +223,15 @@ class Steps:
         rotation = None if self._rotated is None else self._rotated.rotation
         whole_model = [choice for choice in self._recipe.refine if scope_of(choice) == "model"]
         for block in quantized_blocks(
-            self._weights, self._plans, self._recipe, self._ops, activations, beside, rotation, start=start
+            self._weights,
+            self._plans,
+            self._recipe,
+            self._ops,
+            activations,
+            beside,
+            rotation,
+            start=start,
+            workers=workers,
         ):
             kept = self._keep(block) if whole_model else None
             if kept is None:
@@ -227,6 +239,9 @@ class Steps:
             self._record(block, beside, kept)
             self._writer.step("block", self.done[-1], _State(activations, beside))
             self._report(Progress("quantize", block.index + 1, layers, block.name))
+        for done_with in self._stores:  # what the head needs next is large
+            if not whole_model or beside.shadow is None or done_with is not beside.shadow.activations:
+                done_with.clear()
         self._judge_stages(beside)
         if whole_model:
             self._refine_together(beside, whole_model)

@@ -18,12 +18,12 @@ Out = TypeVar("Out")
 
 
 @contextmanager
-def a_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of as many workers as torch has threads, whose workers compute on one thread each."""
+def a_thread_each(most: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of as many workers as torch has threads, at most `most`; they compute on one thread each."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(min(threads, most or threads)) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads)

@@ -70,6 +70,11 @@ class Scheme:
         return f"int{self.bits} {where} {'sym' if self.symmetric else 'asym'}"
 
 
+def divisors(cols: int) -> tuple[int, ...]:
+    """Return the group sizes that cut `cols` columns without a rest, ascending."""
+    return tuple(size for size in range(1, cols + 1) if cols % size == 0)
+
+
 @dataclass(frozen=True)
 class InputScheme:
     """How the input of a linear is rounded to integers when the model runs.

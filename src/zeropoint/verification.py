@@ -26,8 +26,19 @@ from zeropoint import find
 from zeropoint.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint, read_into
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import CheckpointError, InputError, InternalError, ProcessError
-from zeropoint.evaluation.results import MANIFEST, RECORD, RESULTS, Agreement, Manifest, Probe, Verification
+from zeropoint.evaluation.results import (
+    MANIFEST,
+    RECORD,
+    RESULTS,
+    Agreement,
+    Manifest,
+    Probe,
+    Verification,
+    resident_bytes,
+)
 from zeropoint.evaluation.size import stored_bytes
+from zeropoint.heap import available_bytes, give_back
+from zeropoint.planning.plan import LOADS
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
 
@@ -41,11 +52,16 @@ TEXT_TOKENS = 256
 
 
 def verify(
-    folder: str | Path, *, reference: str | Path | None = None, progress: ProgressCallback | None = None
+    folder: str | Path,
+    *,
+    reference: str | Path | None = None,
+    max_memory_bytes: int | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Verification:
     """Read a folder that `quantize` has made and say whether it is what was computed.
 
     reference: the model that it was made from; that it is this one, and how far the outputs are apart, is said too.
+    max_memory_bytes: a model that takes more runs block by block. None: what is available.
     Raises: InputError if a folder cannot be read, or has no manifest.
     """
     folder = Path(folder)
@@ -55,6 +71,7 @@ def verify(
         raise InputError(f"{folder}: there is no {MANIFEST}; only what `zeropoint quantize` has made can be verified")
     manifest = Manifest.load(folder / MANIFEST)
     report = progress or (lambda step: None)
+    memory_bytes = min(available_bytes(), max_memory_bytes or sys.maxsize)
     problems = list(_wrong_files(folder, manifest))
     difference: float | None = None
     loads: str | None = None
@@ -67,14 +84,14 @@ def verify(
         if not problems:
             weights = Weights(checkpoint)
             loads = _loads(weights)
-            difference = spread(manifest.probe, _logits(weights, manifest.probe.tokens))
+            difference = spread(manifest.probe, _logits(weights, manifest.probe.tokens, memory_bytes))
             if not difference <= TOLERANCE:
                 problems.append(
                     f"the logits of {len(manifest.probe.tokens)} tokens differ by {difference:.3g} of their spread "
                     f"from those that were computed while quantizing; at most {TOLERANCE} is expected"
                 )
             if reference is not None:
-                agreement = _agreement(weights, Weights(open_checkpoint(reference)), manifest)
+                agreement = _agreement(weights, Weights(open_checkpoint(reference)), manifest, memory_bytes)
     except CheckpointError as error:
         problems.append(str(error))
     return Verification(
@@ -87,12 +104,16 @@ def verify(
     )
 
 
-def verify_apart(folder: Path) -> Verification:
+def verify_apart(folder: Path, *, max_memory_bytes: int | None = None) -> Verification:
     """Return what `verify` says in a fresh process.
 
+    max_memory_bytes: of both processes together; None for no limit.
     Raises: ProcessError if it dies.
     """
     command = [sys.executable, "-m", "zeropoint", "verify", str(folder), "--json"]
+    if max_memory_bytes is not None:
+        give_back()
+        command += ["--max-memory", str(max(1, max_memory_bytes - resident_bytes()))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}  # the same zeropoint
     # in a session of its own: Ctrl-C reaches the parent alone, which ends it
     done = subprocess.run(command, capture_output=True, env=environment, check=False, start_new_session=True)
@@ -186,12 +207,12 @@ def _loads(weights: Weights) -> str:
     if quantization is not None:
         name = str(quantization.get("quant_method", "")).replace("-", "_")
         note = find.load("formats", name).note(quantization)
-    return note or "zeropoint, vLLM and transformers (with the package compressed-tensors) load it"
+    return note or LOADS
 
 
-def _logits(weights: Weights, tokens: Sequence[int]) -> NDArray[np.float32]:
+def _logits(weights: Weights, tokens: Sequence[int], memory_bytes: int) -> NDArray[np.float32]:
     """Return logits (tokens, vocabulary): by the native runtime, or block by block where the memory is too small."""
-    fits = 2 * stored_bytes(weights.checkpoint.tensors) < _available_bytes()
+    fits = 2 * stored_bytes(weights.checkpoint.tensors) < memory_bytes
     if not fits or any(
         weights.inputs.values()
     ):  # one value on the other side of a step, and all tokens behind it differ
@@ -215,7 +236,7 @@ def _logits_by_block(weights: Weights, tokens: Sequence[int]) -> NDArray[np.floa
     return logits
 
 
-def _agreement(weights: Weights, reference: Weights, manifest: Manifest) -> Agreement:
+def _agreement(weights: Weights, reference: Weights, manifest: Manifest, memory_bytes: int) -> Agreement:
     """Hold the model against its reference, on the beginning of the bundled text."""
     from zeropoint.observe.data import bundled_text
 
@@ -227,7 +248,7 @@ def _agreement(weights: Weights, reference: Weights, manifest: Manifest) -> Agre
         )
     text = Path(bundled_text("judge")).read_text(encoding="utf-8")
     tokens = load_tokenizer(reference.checkpoint).encode(text[: 8 * TEXT_TOKENS])[:TEXT_TOKENS]
-    wanted, found = _logprobs(_logits(reference, tokens)), _logprobs(_logits(weights, tokens))
+    wanted, found = (_logprobs(_logits(each, tokens, memory_bytes)) for each in (reference, weights))
     kl = np.sum(np.exp(wanted) * (wanted - found), axis=1)
     return Agreement(
         made_from_it=same,
@@ -235,15 +256,6 @@ def _agreement(weights: Weights, reference: Weights, manifest: Manifest) -> Agre
         kl=float(kl.mean()),
         top1=float(np.mean(wanted.argmax(axis=1) == found.argmax(axis=1))),
     )
-
-
-def _available_bytes() -> int:
-    """Return the memory that is free for us; all there is where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _hash_of_file(file: Path) -> str:

@@ -82,6 +82,7 @@ def test_what_is_unpacked_is_what_was_packed(name: str, q: QTensor) -> None:
         return
     tensors = module.pack(LAYER, q)
     assert tuple(tensors) == module.tensor_names(LAYER, q.scheme)
+    assert described(tensors) == module.layout(LAYER, q.scheme, q.shape, float_dtype="bfloat16")
     back = module.unpack(LAYER, tensors, q.scheme)
     assert same(back.codes, q.codes)
     assert same(back.qparams.scale, q.qparams.scale)
@@ -97,6 +98,10 @@ def test_what_is_unpacked_is_what_was_packed(name: str, q: QTensor) -> None:
         assert packed_weight.zero_point is None
     else:
         assert same(torch.from_numpy(packed_weight.zero_point), q.qparams.zero_point.to(torch.int8))
+
+
+def described(tensors: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in tensors.items()}
 
 
 def as_read(tensor: Tensor) -> StoredArray:
@@ -196,6 +201,7 @@ def test_how_the_input_is_rounded_comes_back(name: str, inputs: InputScheme, sch
     q = dataclasses.replace(qtensor((5, 64), scheme), input=params)
     tensors = module.pack(LAYER, q)
     assert tuple(tensors) == module.tensor_names(LAYER, scheme, inputs)
+    assert described(tensors) == module.layout(LAYER, scheme, q.shape, inputs, float_dtype="bfloat16")
     back = module.unpack(LAYER, tensors, scheme, inputs)
     assert back.input == params
     assert same(back.codes, q.codes)

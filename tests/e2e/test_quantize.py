@@ -77,8 +77,11 @@ def test_the_same_run_gives_the_same_bytes_on_any_number_of_threads(
 
 def test_activations_on_disk_change_nothing(model: Path, made: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     recipe = api.load_recipe("w4a16", [setting for setting in SMALL if setting != "--set"])
-    result = api.quantize(model, tmp_path / "disk", recipe=recipe, activation_memory_bytes=0)
+    least = api.plan(model, recipe=recipe, bench_s=0).least_memory_bytes
+    result = api.quantize(model, tmp_path / "disk", recipe=recipe, max_memory_bytes=least)
     assert result.spilled_bytes > 0
+    assert result.plan is not None
+    assert result.plan.max_memory_bytes == least
     assert digest(tmp_path / "disk") == digest(made[0])
 
 
@@ -157,7 +160,9 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(tmp_path: Path)
 
 
 def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
-    peaks = [peak_bytes(make_llama(tmp_path / f"{n}", layers=n, hidden=128, intermediate=256, seed=n)) for n in (12, 36)]
+    peaks = [
+        peak_bytes(make_llama(tmp_path / f"{n}", layers=n, hidden=128, intermediate=256, seed=n)) for n in (12, 36)
+    ]
     block_bytes = 4 * (128 * 128 * 2 + 128 * 64 * 2 + 3 * 128 * 256)
     # 24 blocks more: one block more is allowed, and 4 MB for what malloc and Python round up
     assert peaks[1] - peaks[0] < block_bytes + 4e6

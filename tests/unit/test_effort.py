@@ -6,12 +6,9 @@ import pytest
 
 import zeropoint
 from tiny import TEXT, make_llama
-from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.effort import EFFORTS, at_effort
 from zeropoint.errors import RecipeError
-from zeropoint.plan import costs_of
 from zeropoint.recipe import load_recipe, override, presets
-from zeropoint.runtime.weights import Weights
 
 SMALL = ["weights.group_size=16", "calibration.length=24", "calibration.samples=8"]
 
@@ -58,9 +55,9 @@ def test_the_plan_names_every_stage_and_grows_with_the_work(tmp_path: Path) -> N
     totals = []
     for effort in EFFORTS:
         recipe = override(at_effort(load_recipe("w4a16"), effort), SMALL[:2])
-        costs = costs_of(Weights(open_checkpoint(model)), recipe)
+        stages = zeropoint.plan(model, recipe=recipe, bench_s=0.1).stages
         expected = [*recipe.transforms, recipe.rounding, *recipe.refine]
-        assert [cost.stage for cost in costs] == [choice.method for choice in expected]
-        assert all(cost.seconds > 0 for cost in costs)
-        totals.append(sum(cost.seconds for cost in costs))
+        assert [stage.stage for stage in stages[:-1]] == [choice.method for choice in expected]
+        assert all(stage.seconds > 0 for stage in stages)
+        totals.append(sum(stage.seconds for stage in stages))
     assert totals[0] < totals[1] < totals[3]

@@ -17,8 +17,8 @@ from reference.affine import scale_of
 from tiny import make_gguf, make_llama
 from zeropoint import embeddings
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.embeddings import int4
 from zeropoint.errors import CheckpointError, InputError, NonFiniteError
+from zeropoint.planning.schemes import int4
 from zeropoint.recipe import Recipe
 from zeropoint.runtime.native_runner import NativeRunner
 from zeropoint.runtime.weights import Weights

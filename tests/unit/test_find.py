@@ -74,3 +74,17 @@ def test_what_is_no_capability_is_not_loaded(name: str) -> None:
 def test_nothing_is_suggested_when_nothing_is_near() -> None:
     assert find.nearest("zzz", ["gptq", "rtn"]) == ""
     assert find.nearest("x", []) == ""
+
+
+@pytest.mark.parametrize(("kind", "name", "constant"), [("rounding", "gptaq", "NEEDS"), ("refine", "distill", "SCOPE")])
+def test_a_constant_is_read_without_importing_what_has_it(kind: str, name: str, constant: str) -> None:
+    assert find.constant(kind, name, constant) == getattr(find.load(kind, name), constant)
+    asked = f"find.constant({kind!r}, {name!r}, {constant!r})"
+    assert run_python(f"import sys; from zeropoint import find; {asked}; print('torch' in sys.modules)") == "False"
+
+
+def test_a_constant_that_is_no_literal_is_a_fault_of_ours() -> None:
+    with pytest.raises(KeyError, match=r"rounding/gptq\.py has no Options"):
+        find.constant("rounding", "gptq", "Options")
+    with pytest.raises(KeyError, match=r"rounding/gptaq\.py has no literal quantize"):
+        find.constant("rounding", "gptaq", "quantize")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -98,6 +99,38 @@ class Share(click.ParamType[float]):
             self.fail(f"{value!r} is no share; write for example 1% or 0.01", param, ctx)
         return share
 
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes, written 4GB, 1.5GiB, 500MB or 123456."""
+
+    name = "bytes"
+    units: ClassVar[dict[str, int]] = {
+        "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+        "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40,
+    }  # fmt: skip
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper()
+        number = text.rstrip("BKMGTI")
+        try:
+            size = float(number) * self.units[text[len(number) :].strip()]
+        except (ValueError, KeyError):
+            size = math.nan
+        if not 1 <= size < 2**63:
+            self.fail(f"{value!r} is no size; write for example 4GB or 1.5GiB", param, ctx)
+        return int(size)
+
+
+max_memory_option = click.option(
+    "--max-memory",
+    "max_memory",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Take at most so much, such as 4GB. Default: no limit.",
+)
 
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Processor cores to compute with. Default: all."

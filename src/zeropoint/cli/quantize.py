@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,11 +9,18 @@ import click
 
 from zeropoint import heap
 from zeropoint.cli import console
-from zeropoint.cli.options import calibration_option, example, json_option, limit_torch, threads_option
+from zeropoint.cli.options import (
+    calibration_option,
+    example,
+    json_option,
+    limit_torch,
+    max_memory_option,
+    threads_option,
+)
 from zeropoint.types import Embeddings
 
 if TYPE_CHECKING:
-    from zeropoint.plan import Cost
+    from zeropoint.evaluation.results import Plan
 
 
 @click.command(
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists, once the new one is complete.")
 @click.option("--restart", is_flag=True, help="Begin anew where an unfinished run of OUTPUT could be gone on with.")
+@max_memory_option
 @threads_option
 @json_option
 def command(
@@ -64,6 +71,7 @@ def command(
     embeddings: Embeddings | None,
     overwrite: bool,
     restart: bool,
+    max_memory: int | None,
     threads: int | None,
     as_json: bool,
 ) -> int:
@@ -97,19 +105,21 @@ def command(
             calibration=calibration,
             overwrite=overwrite,
             restart=restart,
+            max_memory_bytes=max_memory,
             progress=progress,
-            planned=lambda costs: console.tell(_plan(costs)),
+            planned=lambda plan: console.tell(_short(plan)),
         )
     if as_json:
         console.show_json(result)
     else:
+        from zeropoint.report.planned import outcome
         from zeropoint.report.terminal import quantized
 
-        console.show(quantized(result))
+        console.show(quantized(result), "", outcome(result) or "")
     return 1 if result.fell_back else 0
 
 
-def _plan(costs: Sequence[Cost]) -> str:
-    from zeropoint.report.terminal import planned
+def _short(plan: Plan) -> str:
+    from zeropoint.report.planned import short
 
-    return planned([(cost.stage, cost.seconds) for cost in costs])
+    return short(plan)

@@ -282,6 +282,68 @@ class Verification(Result, frozen=True, kw_only=True, tag="verification", tag_fi
     reference: Agreement | None = None
 
 
+class PlanRow(Result, frozen=True, kw_only=True):
+    """Tensors of a plan that are alike.
+
+    kind: the last part of their names. count: how many there are. shape: of each, as floats. stored: what they will be,
+    a scheme's label or a dtype. rounding: the method; None where they stay floats, and why says why. size_bytes: of all
+    of them in the output.
+    """
+
+    kind: str
+    count: int
+    shape: tuple[int, ...]
+    stored: str
+    rounding: str | None
+    why: str | None
+    size_bytes: int
+
+
+class PlanStage(Result, frozen=True, kw_only=True):
+    """One stage of the work and about how long it will take."""
+
+    stage: str
+    seconds: float
+
+
+class Plan(Result, frozen=True, kw_only=True, tag="plan", tag_field="result"):
+    """What a run of quantize will take and give, before it starts.
+
+    rows: what becomes of the tensors. size: of the output. peak_memory_bytes: of the process; peak_needs: what is held
+    then, in the phase peak_phase. least_memory_bytes: the lowest --max-memory that can be kept; max_memory_bytes: the
+    one that was given. spilled_bytes: of the text's activations that wait on disk. disk_bytes: the most on disk while
+    it runs, the output included. stages: empty, and elapsed_s None, if nothing was measured. token_bytes: read for a
+    token while decoding. bandwidth_bytes_per_s: of the memory, measured; None if it was not. loads: what can load the
+    output. notes: what else there is to say, a sentence each.
+    """
+
+    zeropoint: str
+    model: str
+    model_type: str
+    recipe: dict[str, Any]
+    rows: tuple[PlanRow, ...]
+    size: Size
+    source_bytes: int
+    peak_memory_bytes: int
+    peak_phase: str
+    peak_needs: dict[str, int]
+    least_memory_bytes: int
+    max_memory_bytes: int | None
+    spilled_bytes: int
+    disk_bytes: int
+    stages: tuple[PlanStage, ...]
+    elapsed_s: float | None
+    token_bytes: int
+    bandwidth_bytes_per_s: float | None
+    loads: str
+    notes: tuple[str, ...]
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """The most tokens per second that memory allows; None if its bandwidth was not measured."""
+        return None if self.bandwidth_bytes_per_s is None else self.bandwidth_bytes_per_s / self.token_bytes
+
+
 class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):
     """What a run of quantize made; kept in the output as zeropoint.json.
 
@@ -291,6 +353,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     them. source_bytes: of the model that was read. size: of the output; its bits_per_weight count scales and zero
     points. peak_memory_bytes: of the process. resumed_blocks: those that an earlier run had done; elapsed_s counts its
     time too. verification: what a fresh process said of the output; None if it was made before that was done.
+    plan: what was expected; None if it was made before there were plans.
     spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said about who can
     open the output, or None. transform_note: what has to be said of tensors outside the blocks that a transform
     changed, or None.
@@ -315,6 +378,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     peak_memory_bytes: int
     spilled_bytes: int
     resumed_blocks: int = 0
+    plan: Plan | None = None
     verification: Verification | None = None
     versions: dict[str, str]
     machine: str
@@ -664,9 +728,18 @@ def peak_memory_bytes() -> int:
 
     From VmHWM where there is one: ru_maxrss begins with the memory of the process that started this one.
     """
+    return _status_bytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has resident; the most that it has had where the system does not tell."""
+    return _status_bytes("VmRSS")
+
+
+def _status_bytes(name: str) -> int:
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
     except (OSError, StopIteration):  # no Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

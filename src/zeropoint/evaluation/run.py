@@ -27,8 +27,8 @@ from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.evaluation.divergence import TokenScores, compare
 from zeropoint.evaluation.perplexity import estimate, log_ratio, perplexity
-from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, QuantizeResult, Size, Text, machine, versions
-from zeropoint.evaluation.size import measure_size, stored_bytes
+from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, QuantizeResult, Text, machine, versions
+from zeropoint.evaluation.size import size_of
 from zeropoint.evaluation.verdict import judge
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Windows, judging_windows, require_readable
@@ -155,12 +155,6 @@ def evaluate(
     )
     result.save(Path(output) / RESULTS)
     return result
-
-
-def size_of(weights: Weights) -> Size:
-    """Return where the bytes of a checkpoint are, headers of its files included."""
-    tensors = weights.checkpoint.tensors
-    return measure_size(tensors, weights.schemes, tables=weights.table_schemes, file_bytes=stored_bytes(tensors))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias, get_args
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import InternalError
 from zeropoint.evaluation.results import Size
+from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
 
 Part: TypeAlias = Literal[
@@ -108,6 +109,17 @@ def stored_bytes(tensors: Mapping[str, TensorInfo]) -> int:
     return sum(file.stat().st_size for file in {info.file for info in tensors.values()})
 
 
+def size_of(weights: Weights) -> Size:
+    """Return where the bytes of a checkpoint are, headers of its files included."""
+    tensors = weights.checkpoint.tensors
+    return measure_size(tensors, weights.schemes, tables=weights.table_schemes, file_bytes=stored_bytes(tensors))
+
+
+def in_blocks(info: TensorInfo) -> bool:
+    """Say whether a tensor is stored in a block type of GGUF."""
+    return info.dtype.startswith(BLOCK_TYPES)
+
+
 def part_of(info: TensorInfo, schemes: Mapping[str, Scheme | None]) -> Part:
     """Return which part of a model a stored tensor is."""
     layer, _, last = info.name.rpartition(".")
@@ -115,7 +127,7 @@ def part_of(info: TensorInfo, schemes: Mapping[str, Scheme | None]) -> Part:
         if schemes[layer] is not None:
             return PARTS.get(last, "overhead")
         if last == "weight":
-            return "codes" if info.dtype.startswith(BLOCK_TYPES) else "float_linear"
+            return "codes" if in_blocks(info) else "float_linear"
         return "overhead"
     words = layer.split(".")
     if any(word in EMBEDDINGS for word in words):

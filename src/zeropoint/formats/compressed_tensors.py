@@ -44,7 +44,7 @@ import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
 from zeropoint.formats import _inputs, _outliers, _scales, _tables
-from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, Scheme, StoredArray
+from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, Scheme, StoredArray, divisors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +95,52 @@ def tensor_names(name: str, scheme: Scheme, inputs: InputScheme | None = None) -
     parts = parts if scheme.symmetric else (*parts, "weight_zero_point")
     weight = tuple(f"{name}.{part}" for part in parts)
     return (*weight, *_inputs.tensor_names(name, inputs), *_outliers.tensor_names(name, inputs))
+
+
+def layout(
+    name: str, scheme: Scheme, shape: tuple[int, int], inputs: InputScheme | None = None, *, float_dtype: str
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the dtype, as torch calls it, and the shape of each tensor that `pack` will return; `supports` said None.
+
+    shape: (rows, cols). float_dtype: of the model's floats, in which outlier columns stay; there are none yet.
+    """
+    rows, cols = shape
+    groups = _scales.shape_of(scheme, shape)
+    stored_groups = (1,) if scheme.granularity == "tensor" else groups
+    packed = format_of(scheme, inputs) == PACKED
+    zero_points = ("int8", stored_groups)
+    if packed and scheme.granularity != "tensor":
+        zero_points = ("int32", (_words(rows, scheme), groups[1]))
+    of_part: dict[str, tuple[str, tuple[int, ...]]] = {
+        "weight_packed": ("int32", (rows, _words(cols, scheme))),
+        "weight": ("int8", shape),
+        "weight_scale": (scheme.scale_dtype, stored_groups),
+        "weight_shape": ("int64", (2,)),
+        "weight_zero_point": zero_points,
+        "input_scale": ("float32", (1,)),
+        "input_zero_point": ("int8", (1,)),
+        "outlier_columns": ("int32", (0,)),
+        "outlier_weight": (float_dtype, (rows, 0)),
+    }
+    return {part: of_part[part.rpartition(".")[2]] for part in tensor_names(name, scheme, inputs)}
+
+
+def table_layout(
+    name: str, scheme: Scheme, shape: tuple[int, int], also: str | None = None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the dtype and the shape of each tensor that `pack_table` will return; `supports_table` said None."""
+    groups = _scales.shape_of(scheme, shape)
+    of_part: dict[str, tuple[str, tuple[int, ...]]] = {
+        "weight_packed": ("int32", (shape[0], _words(shape[1], scheme))),
+        "weight": ("int8", shape),
+        "weight_scale": (scheme.scale_dtype, groups),
+    }
+    return {part: of_part[part.rpartition(".")[2]] for part in table_tensor_names(name, scheme, also)}
+
+
+def _words(count: int, scheme: Scheme) -> int:
+    """Return how many integers of 32 bits hold so many codes."""
+    return -(-count * scheme.bits // 32)
 
 
 def format_of(scheme: Scheme, inputs: InputScheme | None) -> str:
@@ -483,8 +529,6 @@ def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str], decla
 
 def _sizes_that_divide(cols: int) -> str:
     """Return the group sizes of 8 and more that divide `cols`, the smaller ones only where there are no others."""
-    from zeropoint.qparams.grouping import divisors
-
     sizes = divisors(cols)
     return ", ".join(str(size) for size in ([s for s in sizes if s >= 8] or sizes))
 

@@ -52,9 +52,14 @@ class Activations:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Let go of all that is held, and remove the files."""
         self._slots.clear()
         if self._spill is not None:
             self._spill.cleanup()
+            self._spill = None
 
     def extend(self, inputs: Iterable[Tensor]) -> None:
         """Append one slot for each residual stream (batch, time, hidden)."""

@@ -112,11 +112,6 @@ def check_per_group(per_group: Tensor, rows: int, cols: int, scheme: Scheme) -> 
         )
 
 
-def divisors(cols: int) -> tuple[int, ...]:
-    """Return the group sizes that cut `cols` columns without a rest, ascending."""
-    return tuple(size for size in range(1, cols + 1) if cols % size == 0)
-
-
 def _layout(cols: int, scheme: Scheme) -> tuple[int, int, int]:
     """Return (groups, size, filling), where groups * size = cols + filling."""
     groups = scheme.groups(cols)

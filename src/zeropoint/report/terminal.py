@@ -177,12 +177,6 @@ def checked(result: Verification) -> str:
     return f"{result.tensors:,} tensors, {_bytes(result.size_bytes)}{logits}"
 
 
-def planned(costs: Sequence[tuple[str, float]]) -> str:
-    """Return in one line what the stages of the work will take, before it begins. costs: (stage, seconds)."""
-    stages = ", ".join(f"{_plain(stage)} {_duration(seconds)}" for stage, seconds in costs)
-    return f"plan: {stages}; about {_duration(sum(seconds for _, seconds in costs))} in all"
-
-
 def _gains(result: QuantizeResult) -> Table:
     """Return what each stage of the work was worth, on text that no method has learned from."""
     table = _table("stage", "KL", "of the one before", "seconds")
@@ -530,6 +524,9 @@ WORDS = (
     "transform",
     "stored as",
     "size",
+    "tensors",
+    "expected",
+    "what for",
 )
 """Columns of words, aligned to the left; numbers are aligned to the right."""
 

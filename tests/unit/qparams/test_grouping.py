@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zeropoint.errors import SchemeError
-from zeropoint.qparams.grouping import check_scheme, divisors, expand, join, split, split_columns
+from zeropoint.qparams.grouping import check_scheme, expand, join, split, split_columns
 from zeropoint.types import Scheme
 
 TENSOR, CHANNEL = Scheme(granularity="tensor"), Scheme(granularity="channel")
@@ -93,10 +93,3 @@ def test_numbers_of_another_weight_are_refused() -> None:
         SchemeError, match=r"\(3, 2\) scales .* shape \(3, 100\) quantized as int4 g32 sym, .* \(3, 4\)"
     ):
         expand(torch.ones(3, 2), 3, 100, Scheme(group_size=32))
-
-
-def test_divisors() -> None:
-    assert divisors(12) == (1, 2, 3, 4, 6, 12)
-    assert divisors(1) == (1,)
-    assert {32, 64, 192} <= set(divisors(576))
-    assert 128 not in divisors(576)

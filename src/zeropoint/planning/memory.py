@@ -1,0 +1,278 @@
+"""The most memory and the most disk of a run, part by part, and what a limit makes of them.
+
+A run is a few phases after one another, and each holds some things at once:
+
+    embed     the embedding as it is stored, the embedded texts
+    observe   the block so far, the texts, one batch on its way through a stage, the statistics of its input
+    round     the block so far, the texts, H and its factor, and for each worker one weight in a few copies
+    run       the block so far, the texts, one batch on its way through a stage
+    judge     two versions of the block, the texts, the held-out windows
+    refine    the block with its latents and gradients; or all blocks, and the head
+    head      last norm and head as floats, logits of some tokens
+
+What a limit can move is the texts, which wait on disk, and the workers, who are fewer then; everything else is the
+least that the model needs. Peaks are those of the process that quantizes, over what Python and torch take themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from zeropoint.checkpoint.reader import TensorInfo
+from zeropoint.errors import RecipeError
+from zeropoint.models.parts import Stage
+from zeropoint.planning.schemes import Plans, has_shadow, needed, scopes
+from zeropoint.recipe import Recipe
+from zeropoint.runtime.weights import Weights
+
+FLOAT_BYTES = 4
+BASE_BYTES = 300 << 20
+"""What Python, torch and our code take by themselves (VmRSS after the imports, before a model is opened)."""
+
+ACTIVATION_BYTES = 2 << 30
+"""Activations of the texts above this wait on disk where no limit is given."""
+
+WEIGHT_COPIES = 5.0
+"""Copies of a weight in float32 while it is rounded: itself, what is aimed at, what is left to round, codes, errors."""
+
+MOMENT_COPIES = 2.0
+"""Matrices as large as H while a weight is rounded by GPTQ: H, and its factor, which is inverted in place."""
+
+LOGIT_COPIES = 5.0
+"""Copies of the logits of some tokens while two distributions are held against one another."""
+
+LOGIT_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one part of the work holds at once, in bytes. texts: of the activations, which can wait on disk."""
+
+    name: str
+    needs: Mapping[str, int]
+    texts: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum, without the texts."""
+        return sum(self.needs.values())
+
+    def within(self, limits: Limits) -> Phase:
+        """Return the phase with as many of the texts as may be in memory among its needs."""
+        return Phase(self.name, {**self.needs, "texts": min(self.texts, limits.activation_bytes)}, self.texts)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may keep in memory. activation_bytes: of the texts, in all. workers: weights rounded at once."""
+
+    activation_bytes: int = ACTIVATION_BYTES
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory and the disk of a run.
+
+    peak: the phase that takes the most, with the texts. least_bytes: the least limit that can be kept.
+    spilled_bytes: of the texts that wait on disk. state_bytes: what the next block begins with, on disk after each.
+    """
+
+    limits: Limits
+    peak: Phase
+    least_bytes: int
+    spilled_bytes: int
+    state_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory of the run."""
+        return self.peak.size_bytes
+
+
+def plan_memory(weights: Weights, plans: Plans, recipe: Recipe, *, workers: int, limit_bytes: int | None) -> Memory:
+    """Return what a run will take, kept below a limit where there is one.
+
+    workers: threads there are. limit_bytes: of --max-memory, None for none.
+    Raises: RecipeError if the model needs more than the limit, with the least that it needs.
+    """
+    work = _Work(weights, plans, recipe)
+    least = max(phase.size_bytes for phase in work.phases(1))
+    if limit_bytes is None:
+        limits = Limits(ACTIVATION_BYTES, workers)
+    else:
+        if least > limit_bytes:
+            raise RecipeError(
+                f"{weights.checkpoint.path} with the recipe {recipe.name} needs at least {least:,} bytes of memory, "
+                f"{_largest(work)}; it may take {limit_bytes:,}; give more, or lower calibration.batch"
+            )
+        limits = _within(work, limit_bytes, workers)
+    phases = [phase.within(limits) for phase in work.phases(limits.workers)]
+    return Memory(
+        limits=limits,
+        peak=max(phases, key=lambda phase: phase.size_bytes),
+        least_bytes=least,
+        spilled_bytes=max(0, max(phase.texts for phase in phases) - limits.activation_bytes),
+        state_bytes=work.state_bytes(),
+    )
+
+
+def _within(work: _Work, limit_bytes: int, workers: int) -> Limits:
+    """Return as many workers as fit below the limit, and what they leave for the texts."""
+    fits = (n for n in range(workers, 1, -1) if all(phase.size_bytes <= limit_bytes for phase in work.phases(n)))
+    workers = next(fits, 1)
+    room = ACTIVATION_BYTES
+    for phase in work.phases(workers):
+        if phase.size_bytes + phase.texts > limit_bytes:
+            room = min(room, limit_bytes - phase.size_bytes)
+    return Limits(room, workers)
+
+
+def _largest(work: _Work) -> str:
+    """Return in a few words what the least memory is needed for."""
+    peak = max(work.phases(1), key=lambda phase: phase.size_bytes)
+    what = max(peak.needs, key=lambda name: peak.needs[name])
+    return f"{peak.needs[what]:,} of them for {what}, in the phase {peak.name!r}"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The shapes of a model and what a recipe does with them."""
+
+    weights: Weights
+    plans: Plans
+    recipe: Recipe
+    needed: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needed", needed(self.plans))
+
+    def phases(self, workers: int) -> Iterator[Phase]:
+        """Yield what each part of the work holds, without the texts."""
+        base = {"python and torch": BASE_BYTES}
+        recipe, block = self.recipe, self._block_floats() * FLOAT_BYTES
+        reads_text = self.reads_text()
+        if reads_text:
+            yield Phase("embed", base | {"embedding": self._table_bytes(0)}, self.text_bytes(before=False))
+        beside = {"float block": block} if has_shadow(self.plans, recipe) else {}
+        if recipe.transforms:
+            beside = {"float block": (2 if beside else 1) * block}
+            yield Phase(
+                "transform",
+                base | {"float block": 2 * block, "trial": 2 * block, "batch": 2 * self._batch_bytes()},
+                self.text_bytes(),
+            )
+        done = 0
+        flow = self.weights.model.flow
+        for stage, following in zip(flow, (*flow[1:], None), strict=True):
+            branches = [self._branch(stage), 0 if following is None else self._branch(following)]
+            shapes = [self._shape(stage, name) for name in stage.linears]
+            cols = shapes[0][1]
+            here = base | beside | {"block": done * FLOAT_BYTES}
+            texts = [self.text_bytes(branch) if reads_text else 0 for branch in branches]
+            moments = self._moments() * cols * cols * FLOAT_BYTES
+            if self.needed and reads_text:
+                yield Phase("observe", here | {"statistics": moments, "batch": self._stage_bytes(stage)}, texts[0])
+            at_once = sorted((rows * each for rows, each in shapes), reverse=True)[:workers]
+            factor = (MOMENT_COPIES - 1) * cols * cols * FLOAT_BYTES if "second_moment" in self.needed else 0.0
+            yield Phase(
+                "round",
+                here
+                | {
+                    "statistics": moments,
+                    "factors": int(factor * len(at_once)),
+                    "weights": int(WEIGHT_COPIES * FLOAT_BYTES * sum(at_once)),
+                },
+                texts[0],
+            )
+            done += sum(rows * each for rows, each in shapes)
+            if reads_text:
+                run = {"block": done * FLOAT_BYTES, "batch": self._stage_bytes(stage)}
+                yield Phase("run", here | run, max(texts))
+        if reads_text and recipe.calibration.held_out:
+            judged = {"block": block, "version": block, "windows": self._held_out_bytes()}
+            yield Phase("judge", base | beside | judged, self.text_bytes())
+        yield from self._refinements(base, block)
+        head = {"head": self._head_bytes()}
+        logits = LOGIT_COPIES * LOGIT_ROWS * self.weights.model.config.vocab_size * FLOAT_BYTES
+        yield Phase("head", base | head | {"logits": int(logits) if recipe.calibration.held_out else 0})
+
+    def _refinements(self, base: dict[str, int], block: int) -> Iterator[Phase]:
+        for scope in scopes(self.recipe.refine):
+            window = self._batch_bytes() // max(1, self.recipe.calibration.batch)
+            if scope == "block":
+                copies = {"latents": 3 * block, "gradients": 4 * block, "float block": 2 * block, "windows": 4 * window}
+                yield Phase("refine", base | {"block": block} | copies, self.text_bytes())
+            elif scope == "model":
+                codes = self._block_floats() * self.weights.model.config.layers
+                gradients = {"codes": codes, "gradients": 4 * block, "windows": 4 * window}
+                starts = self.text_bytes(before=False)
+                yield Phase(
+                    "refine", base | gradients | {"head": 2 * self._head_bytes(), "starts": starts // 2}, starts // 2
+                )
+
+    def text_bytes(self, branch: int = 0, *, before: bool = True) -> int:
+        """Return what all texts take with a branch of so many features beside the residual stream."""
+        options, hidden = self.recipe.calibration, self.weights.model.config.hidden_size
+        stores = 2 if has_shadow(self.plans, self.recipe) else 1
+        kept = hidden if before and "block" in scopes(self.recipe.refine) else 0
+        return options.samples * options.length * FLOAT_BYTES * (stores * (hidden + branch) + kept)
+
+    def state_bytes(self) -> int:
+        """Return what a block leaves on the disk for the next one."""
+        if not self.reads_text():
+            return 0
+        stores = 2 if has_shadow(self.plans, self.recipe) else 1
+        tokens = self.recipe.calibration.samples * self.recipe.calibration.length
+        return stores * tokens * self.weights.model.config.hidden_size * FLOAT_BYTES + self._held_out_bytes()
+
+    def reads_text(self) -> bool:
+        """Say whether tokens run through the model at all."""
+        return bool(self.recipe.transforms or self.recipe.refine or self.needed)
+
+    def _moments(self) -> int:
+        """Return how many matrices as large as H are kept of an input."""
+        return ("second_moment" in self.needed) + ("drift" in self.needed)
+
+    def _shape(self, stage: Stage, name: str) -> tuple[int, int]:
+        info: TensorInfo = self.weights.checkpoint.tensors[f"{self.weights.model.block_name(0)}.{name}.weight"]
+        rows, cols = info.shape
+        return rows, cols
+
+    def _block_floats(self) -> int:
+        """Return how many weights the linears of a block have."""
+        flow = self.weights.model.flow
+        return sum(math.prod(self._shape(stage, name)) for stage in flow for name in stage.linears)
+
+    def _stage_bytes(self, stage: Stage) -> int:
+        """Return what a batch takes on its way through a stage: its input, its outputs, and heads in another order."""
+        options = self.recipe.calibration
+        shapes = [self._shape(stage, name) for name in stage.linears]
+        values = shapes[0][1] + sum(rows for rows, _ in shapes)
+        if len(shapes) == 3:  # queries and keys are rotated, keys and values repeated for the heads that share them
+            values += 2 * shapes[0][0] + sum(rows for rows, _ in shapes)
+        return options.batch * options.length * values * FLOAT_BYTES
+
+    def _branch(self, stage: Stage) -> int:
+        """Return the features of what a stage reads, if that is kept beside the residual stream."""
+        return self._shape(stage, stage.linears[0])[1] if stage.residual == "adds" else 0
+
+    def _batch_bytes(self) -> int:
+        return max(self._stage_bytes(stage) for stage in self.weights.model.flow)
+
+    def _held_out_bytes(self) -> int:
+        """Return what the held-out windows take: for each stage of the work, the float model among them."""
+        options, config = self.recipe.calibration, self.weights.model.config
+        stages = 3 + sum(scope != "model" for scope in scopes(self.recipe.refine))
+        return stages * options.held_out * options.length * config.hidden_size * FLOAT_BYTES
+
+    def _table_bytes(self, index: int) -> int:
+        table = self.weights.tables[index]
+        return self.weights.checkpoint.tensors[f"{table.name}.weight"].size_bytes
+
+    def _head_bytes(self) -> int:
+        """Return the head as it is stored and in float32."""
+        config = self.weights.model.config
+        return self._table_bytes(-1) + config.vocab_size * config.hidden_size * FLOAT_BYTES

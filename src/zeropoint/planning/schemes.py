@@ -1,0 +1,114 @@
+"""Which weights become integers and how, and what is refused before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from types import ModuleType
+from typing import TypeAlias
+
+from zeropoint import find
+from zeropoint.errors import InputError, RecipeError, SchemeError
+from zeropoint.models.parts import linear_names
+from zeropoint.recipe import Choice, LayerPlan, Recipe, resolve
+from zeropoint.runtime.weights import Weights
+from zeropoint.types import InputScheme, Scheme, divisors
+
+Plans: TypeAlias = Mapping[str, LayerPlan | None]
+"""What is asked of each linear, by its full name; None for one that stays float."""
+
+GROUP_SIZE = 64
+"""Columns of an int4 table that share a scale, where that divides them."""
+
+
+def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
+    """Return the plan of every linear and the format's module.
+
+    Raises: InputError for a model that is quantized already; RecipeError for rules that match nothing; SchemeError for
+    schemes that the format cannot store, with the name of the linear.
+    """
+    plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
+    file_format = find.load("formats", recipe.format, error=RecipeError)
+    if weights.is_quantized:
+        raise InputError(
+            f"{weights.checkpoint.path} is quantized already; quantize the float model that it was made from"
+        )
+    for name, plan in plans.items():
+        if plan is not None:
+            rows, cols = weights.checkpoint.tensors[f"{name}.weight"].shape
+            reason = file_format.supports(plan.scheme, (rows, cols))
+            if reason is not None:
+                raise SchemeError(f"{name}: {reason}")
+    file_format.config(schemes_of(plans), inputs_of(plans), table_schemes(weights, recipe, file_format))
+    return plans, file_format
+
+
+def schemes_of(plans: Plans) -> dict[str, Scheme | None]:
+    """Return the scheme of every linear, None where it stays float."""
+    return {name: None if plan is None else plan.scheme for name, plan in plans.items()}
+
+
+def inputs_of(plans: Plans) -> dict[str, InputScheme | None]:
+    """Return how the input of every linear is to be rounded, None where it stays float."""
+    return {name: None if plan is None else plan.activations for name, plan in plans.items()}
+
+
+def table_schemes(weights: Weights, recipe: Recipe, file_format: ModuleType) -> dict[str, Scheme]:
+    """Return the scheme of every table that the recipe wants as integers, by name; a tied one under both of its names.
+
+    Raises: SchemeError if the format cannot store it.
+    """
+    if recipe.embeddings == "stored":
+        return {}
+    shape = weights.model.config.vocab_size, weights.model.config.hidden_size
+    scheme = int8() if recipe.embeddings == "int8" else int4(shape[1])
+    reason = file_format.supports_table(scheme, shape)
+    if reason is not None:
+        raise SchemeError(f"{weights.tables[0].name}: {reason}")
+    return {name: scheme for table in weights.tables for name in (table.name, table.also) if name is not None}
+
+
+def int8() -> Scheme:
+    """Return the scheme of an int8 table."""
+    return Scheme(8, granularity="channel", group_size=None)
+
+
+def int4(cols: int) -> Scheme:
+    """Return the scheme of an int4 table: the widest groups up to GROUP_SIZE, multiples of 32 columns if there are."""
+    widths = [width for width in divisors(cols) if width <= GROUP_SIZE]
+    return Scheme(4, group_size=max(widths, key=lambda width: (width % 32 == 0, width)))
+
+
+def needed(plans: Plans) -> frozenset[str]:
+    """Return the names of the statistics that the ranges and roundings of the plans need."""
+    found: set[str] = set()
+    for plan in plans.values():
+        if plan is not None:
+            found.update(find.constant("qparams.ranges", plan.range.method, "NEEDS"))
+            found.update(find.constant("rounding", plan.rounding.method, "NEEDS"))
+    return frozenset(found)
+
+
+def scopes(choices: Collection[Choice]) -> Iterator[str]:
+    """Yield what each method of `refine` works on at once: "layer", "block" or "model"."""
+    yield from (find.constant("refine", choice.method, "SCOPE") for choice in choices)
+
+
+def has_shadow(plans: Plans, recipe: Recipe) -> bool:
+    """Say whether the float model has to run beside the quantized one."""
+    return "drift" in needed(plans) or any(scope != "layer" for scope in scopes(recipe.refine))
+
+
+def stores_of(plans: Plans, recipe: Recipe) -> int:
+    """Return how many sets of activations a run keeps: of the walk, the float model, and a block's beginning."""
+    return 1 + has_shadow(plans, recipe) + ("block" in scopes(recipe.refine))
+
+
+def _without_bias(weights: Weights, plans: Plans) -> Plans:
+    """Return the plans, with no correction of a bias where a layer has none."""
+    model = weights.model
+    tensors = {name for index in range(model.config.layers) for name in model.block_tensors(index)}
+    return {
+        name: plan if plan is None or f"{name}.bias" in tensors else replace(plan, bias_correction=False)
+        for name, plan in plans.items()
+    }
