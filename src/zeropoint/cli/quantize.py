@@ -115,7 +115,10 @@ def command(
         from zeropoint.report.planned import outcome
         from zeropoint.report.terminal import quantized
 
-        console.show(quantized(result), "", outcome(result) or "")
+        came = outcome(result)
+        console.show(quantized(result))
+        if came is not None:
+            console.show("", came)
     return 1 if result.fell_back else 0
 
 

@@ -120,15 +120,18 @@ def test_quantize_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> 
     calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
     assert cli.main(["quantize", "m", "--output", "o"]) == 0
     given = {"recipe": load_recipe("w4a16"), "calibration": None, "overwrite": False, "restart": False}
+    given["max_memory_bytes"] = None
     assert calls == [((Path("m"), Path("o")), given)]
     calls.clear()
     line = "quantize m -o o -r w8a16 --calibration c.txt --set weights.bits=6 --set rounding=gptq --overwrite"
+    line += " --max-memory 1.5GiB"
     assert cli.main(line.split()) == 0
     given = {
         "recipe": load_recipe("w8a16", ["weights.bits=6", "rounding=gptq"]),
         "calibration": Path("c.txt"),
         "overwrite": True,
         "restart": False,
+        "max_memory_bytes": 3 << 29,
     }
     assert calls == [((Path("m"), Path("o")), given)]
     capfd.readouterr()
