@@ -82,7 +82,7 @@ def quantize(
     recipe: a preset's name, a TOML file or a Recipe. calibration: a .txt or .jsonl file; None is the bundled text.
     restart: begin anew where an unfinished run could be gone on with. max_memory_bytes: what the process may take; the
     text's activations wait on disk if need be. None: as much as the work needs, and what is available. planned: told
-    what the run will take, when nothing has refused the recipe and before the work begins.
+    what the run will take, before the work begins; without it this machine is not measured, and no time is planned.
 
     Raises: InputError, by one of its subclasses, for all that is wrong with what was given; InternalError if the
     written model is not what was computed. Nothing is under the output's name then.
@@ -105,7 +105,8 @@ def quantize(
     if note is not None:
         _log.warning("%s", note)
     memory = _memory(prepared, max_memory_bytes)
-    expected = describe(prepared, model, memory, max_memory_bytes=max_memory_bytes, bench_s=BENCH_S)
+    bench_s = 0.0 if planned is None else BENCH_S
+    expected = describe(prepared, model, memory, max_memory_bytes=max_memory_bytes, bench_s=bench_s)
     if planned is not None:
         planned(expected)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
