@@ -33,6 +33,7 @@ def test_what_the_first_version_promises_is_found() -> None:
         "evaluate",
         "generate",
         "inspect",
+        "plan",
         "quantize",
         "recipes",
         "verify",
