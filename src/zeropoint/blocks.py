@@ -462,7 +462,9 @@ def _quantize_layer(
     seen = moment.matrix if isinstance(moment, SecondMoment) and moment.count and importance is not None else None
 
     def measure(qtensor: QTensor) -> LayerRow:
-        return _row(name, weight, plan, qtensor, chosen, rounded.rounding, fallback, seen, shift)
+        codes_judged = qtensor.codes is rounded.qtensor.codes and aimed is weight  # by the same H, and not moved since
+        judged = rounded.error if seen is not None and codes_judged else None
+        return _row(name, weight, plan, qtensor, chosen, rounded.rounding, fallback, seen, judged, shift)
 
     shift, written = None, None
     if bias is not None:
@@ -576,10 +578,14 @@ def _row(
     rounding: str,
     fallback: str | None,
     seen: Tensor | None,
+    judged: float | None,
     shift: float | None,
 ) -> LayerRow:
-    """Return the row of one linear. seen: the second moment of its input, None where nothing was measured."""
-    error = weight_error(weight, restore(qtensor), seen)
+    """Return the row of one linear.
+
+    seen: the second moment of its input, None where nothing was measured. judged: its output error where that is known.
+    """
+    error = weight_error(weight, restore(qtensor), seen if judged is None else None)
     return LayerRow(
         name=name,
         kind=name.rpartition(".")[2],
@@ -592,7 +598,7 @@ def _row(
         fallback=fallback,
         sqnr_db=error.sqnr_db,
         cosine=error.cosine,
-        output_error=error.output,
+        output_error=error.output if judged is None else judged,
         bias_shift=shift,
         outlier_columns=None if qtensor.outliers is None else qtensor.outliers.shape[1],
     )

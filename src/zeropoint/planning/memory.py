@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from zeropoint import heap
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import RecipeError
 from zeropoint.models.parts import Stage
@@ -151,7 +152,7 @@ class _Work:
 
     def phases(self, workers: int) -> Iterator[Phase]:
         """Yield what each part of the work holds, without the texts."""
-        base = {"python and torch": BASE_BYTES}
+        base = {"python and torch": BASE_BYTES, "kept by malloc": heap.KEPT_BYTES}
         recipe, block = self.recipe, self._block_floats() * FLOAT_BYTES
         reads_text = self.reads_text()
         if reads_text:

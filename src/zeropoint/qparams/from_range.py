@@ -86,8 +86,9 @@ def as_stored(scale: Tensor, scheme: Scheme) -> Tensor:
 
 def require_finite(values: Tensor, what: str) -> None:
     """Raise NonFiniteError if any of `what` is NaN or infinite, saying how many are and where the first one is."""
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
+    # the extremes of what holds a NaN are NaN: one pass, and no mask as large as the values
+    if values.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):
+        finite = torch.isfinite(values)
         where = torch.nonzero(~finite)
         raise NonFiniteError(
             f"{len(where)} of {values.numel()} {what} are NaN or infinite, the first at {tuple(where[0].tolist())}; "
