@@ -25,6 +25,7 @@ from typing import Any, Literal
 from origin import origin
 from random_model import TINYLLAMA, write_gguf, write_llama
 from turns import Runs, in_turns
+from zeropoint import _native
 from zeropoint.errors import ProcessError
 from zeropoint.evaluation.speed_process import (
     CONTEXT,
@@ -40,7 +41,6 @@ from zeropoint.evaluation.speed_process import (
     engine_process,
     model_process,
 )
-from zeropoint.runtime import _native
 
 PREFILL, DECODE = 512, 128
 RTN = ("--set", "rounding=rtn", "--set", "range=minmax")

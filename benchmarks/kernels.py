@@ -22,7 +22,7 @@ from torch import Tensor
 
 from origin import origin
 from turns import Runs, in_turns
-from zeropoint.runtime import _native
+from zeropoint import _native
 
 COLD_BYTES = 384 << 20
 """Of weights that a pass reads: twelve times a cache of 32 MB, so that none of the next pass is left in it."""

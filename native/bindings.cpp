@@ -10,8 +10,10 @@
 #include <stdexcept>
 
 #include "cpu.h"
+#include "packing.h"
 #include "program.h"
 #include "stream.h"
+#include "sums.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -101,6 +103,13 @@ void linear(Pool& pool, const StoredWeight& weight, const In<float, 2>& x, const
         }
     });
     for (int t = 0; t < rows; t++) std::memcpy(y.data() + size_t(t) * w.rows, out.data() + size_t(t) * stride, w.rows * 4);
+}
+
+Grid grid_of(int q_min, int q_max, bool symmetric, const std::string& stored) {
+    require(q_min >= -128 && q_min < q_max && q_max <= 127, "codes lie in [-128, 127]");
+    const bool bf16 = stored == "bfloat16", f16 = stored == "float16";
+    require(bf16 || f16 || stored == "float32", "scales are stored as float32, bfloat16 or float16");
+    return {q_min, q_max, symmetric, bf16 ? ScaleType::bf16 : f16 ? ScaleType::f16 : ScaleType::f32};
 }
 
 Step step_of(Step::Kind kind, int a, int b, int c, int out) {
@@ -203,6 +212,61 @@ NB_MODULE(_native, m) {
         quantize(x, q, scales, sums, block, rounding_of(kind, scale, zero));
     }, "x"_a.noconvert(), "q"_a.noconvert(), "scales"_a.noconvert(), "sums"_a.noconvert(), "block"_a, "kind"_a = "blocks",
        "scale"_a = 1.0f, "zero"_a = 0);
+
+    m.def("pack_codes", [](const In<int8_t, 2>& codes, const Out<int32_t, 2>& words, int bits) {
+        require(bits >= 2 && bits <= 8, "codes have 2 to 8 bits");
+        require(words.shape(0) == codes.shape(0) && words.shape(1) == (codes.shape(1) * bits + 31) / 32,
+                "words must be (rows, words of a row of codes)");
+        nb::gil_scoped_release free;
+        pack_codes(codes.data(), codes.shape(0), codes.shape(1), bits, reinterpret_cast<uint32_t*>(words.data()));
+    }, "codes"_a.noconvert(), "words"_a.noconvert(), "bits"_a,
+       "Write each row of signed codes as one stream of bits; see zeropoint/formats/bits.py.");
+    m.def("lost", [](const In<float, 1>& weight, const In<float, 1>& restored) {
+        require(weight.size() == restored.size(), "a weight and what became of it have as many values");
+        Lost found;
+        {
+            nb::gil_scoped_release free;
+            found = lost(weight.data(), restored.data(), weight.size());
+        }
+        return nb::make_tuple(found.signal, found.noise, found.product, found.restored, found.largest);
+    }, "weight"_a.noconvert(), "restored"_a.noconvert(),
+       "Return the float64 sums of w^2, (r - w)^2, w r and r^2, and the largest |r - w|.");
+    m.def("search_ranges", [](const In<float, 3>& values, const In<float, 2>& weights, const In<float, 1>& both,
+                              const In<float, 1>& single, const Out<float, 2>& low, const Out<float, 2>& high, int q_min,
+                              int q_max, bool symmetric, const std::string& stored, float p) {
+        const size_t rows = values.shape(0), groups = values.shape(1), group = values.shape(2);
+        require(weights.shape(0) == groups && weights.shape(1) == group, "weights must be (groups, group)");
+        require(low.shape(0) == rows && low.shape(1) == groups && high.shape(0) == rows && high.shape(1) == groups,
+                "low and high must be (rows, groups)");
+        require(p > 0, "the power of an error is positive");
+        const RangeSearch task{values.data(), weights.data(), int(rows), int(groups), int(group),
+                               grid_of(q_min, q_max, symmetric, stored), p, both.data(), int(both.size()),
+                               single.data(), int(single.size()), low.data(), high.data()};
+        const Kernels& kernels = choose();
+        nb::gil_scoped_release free;
+        kernels.search_ranges(task);
+    }, "values"_a.noconvert(), "weights"_a.noconvert(), "both"_a.noconvert(), "single"_a.noconvert(), "low"_a.noconvert(),
+       "high"_a.noconvert(), "q_min"_a, "q_max"_a, "symmetric"_a, "stored"_a, "p"_a,
+       "Replace the seen ranges by those with the smallest error: see RangeSearch in native/kernels.h.");
+
+    m.def("round_columns", [](const Out<float, 2>& w, const In<float, 2>& factor, const In<float, 2>& scale,
+                              std::optional<In<float, 2>> zero, const In<int32_t, 1>& group, const Out<int8_t, 2>& codes,
+                              int q_min, int q_max) {
+        const size_t count = w.shape(0), rows = w.shape(1), groups = scale.shape(0);
+        require(factor.shape(0) == count && factor.shape(1) == count, "factor must be (count, count)");
+        require(codes.shape(0) == count && codes.shape(1) == rows, "codes must be (count, rows)");
+        require(scale.shape(1) == rows && (!zero || (zero->shape(0) == groups && zero->shape(1) == rows)),
+                "scale and zero must be (groups, rows)");
+        require(group.size() == count, "group must be (count,)");
+        for (size_t j = 0; j < count; j++) require(group.data()[j] >= 0 && size_t(group.data()[j]) < groups, "no such group");
+        require(q_min >= -128 && q_min < q_max && q_max <= 127, "codes lie in [-128, 127]");
+        const RoundColumns task{w.data(), factor.data(), scale.data(), zero ? zero->data() : nullptr, group.data(),
+                                codes.data(), int(count), int(rows), q_min, q_max};
+        const Kernels& kernels = choose();
+        nb::gil_scoped_release free;
+        kernels.round_columns(task);
+    }, "w"_a.noconvert(), "factor"_a.noconvert(), "scale"_a.noconvert(), "zero"_a.noconvert().none(), "group"_a.noconvert(),
+       "codes"_a.noconvert(), "q_min"_a, "q_max"_a, "Round a block of columns: see RoundColumns in native/kernels.h.");
 
     nb::class_<Cache>(m, "Cache", "Keys and values of one conversation.")
         .def("__init__", [](Cache* self, int layers, int kv_heads, int head_dim, const std::string& dtype) {

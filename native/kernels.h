@@ -37,6 +37,46 @@ struct PageAttention {
     float* out;                // (rows, head_dim): running sum of exp(score - most) * value
 };
 
+// What scales are stored as, and the integers that a range becomes: q = clamp(round(x / scale + zero), q_min, q_max).
+enum class ScaleType : uint8_t { f32, bf16, f16 };
+struct Grid {
+    int q_min, q_max;
+    bool symmetric;            // zero is 0
+    ScaleType stored;
+};
+
+// The search for the range of every group of a weight: the seen range times each of `both`, then each end alone times each
+// of `single`, the other end as it is best so far; of equally good ones the first. What is smallest is
+//
+//   sum over the group of weights[k] * |x[k] - scale * (q[k] - zero)|^p          scale rounded as it is stored
+struct RangeSearch {
+    const float* values;       // (rows, groups, group), filled up with zeros
+    const float* weights;      // (groups, group), >= 0
+    int rows, groups, group;
+    Grid grid;
+    float p;
+    const float* both;
+    int both_count;
+    const float* single;
+    int single_count;
+    float* low;                // (rows, groups): the seen range, low <= 0 <= high; then the best
+    float* high;
+};
+
+// GPTQ's columns, a block of them; each is a row here:
+//
+//   codes[j] = clamp(round(w[j] / scale + zero), q_min, q_max)     w[j] <- (w[j] - scale * (codes[j] - zero)) / factor[j][j]
+//   w[k] <- w[k] - factor[j][k] * w[j]  for j < k < count          in one rounding
+struct RoundColumns {
+    float* w;                  // (count, rows): what is rounded, and then the error that is left to the columns behind
+    const float* factor;       // (count, count), upper triangle
+    const float* scale;        // (groups, rows)
+    const float* zero;         // likewise, or null
+    const int32_t* group;      // (count,): of each column
+    int8_t* codes;             // (count, rows)
+    int count, rows, q_min, q_max;
+};
+
 struct Kernels {
     const char* isa;
 
@@ -65,6 +105,9 @@ struct Kernels {
     void (*rope)(float* x, const float* cosines, const float* sines, int half);
     void (*attend)(const PageAttention& page);
     void (*to_half)(const float* x, size_t count, uint16_t* y);   // clamped to +-65504
+
+    void (*search_ranges)(const RangeSearch& task);
+    void (*round_columns)(const RoundColumns& task);
 };
 
 const Kernels& portable_kernels();

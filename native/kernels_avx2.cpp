@@ -3,6 +3,7 @@
 //
 #include "floats.h"
 #include "integer_avx2.h"
+#include "rounding.h"
 
 namespace zeropoint {
 
@@ -10,6 +11,7 @@ const Kernels* avx2_kernels() {
     static const Kernels kernels = {
         "avx2",   quantize, linear_few, linear_many, scratch_bytes, linear_float, float_scratch_bytes, nullptr,
         rms_norm, gated,    add,        rope,        attend,        to_half,
+        search_ranges, round_columns,
     };
     return &kernels;
 }

@@ -2,6 +2,7 @@
 #include "lanes_avx512.h"
 //
 #include "floats.h"
+#include "rounding.h"
 
 namespace zeropoint {
 
@@ -10,6 +11,7 @@ static Kernels table() {
         "avx512vnni", quantize, ZEROPOINT_WIDE::vnni_linear_few, ZEROPOINT_WIDE::vnni_linear_many,
         ZEROPOINT_WIDE::vnni_scratch_bytes, linear_float, float_scratch_bytes, nullptr,
         rms_norm, gated, add, rope, attend, to_half,
+        search_ranges, round_columns,
     };
 }
 

@@ -5,6 +5,7 @@
 //
 #include "floats.h"
 #include "integer_portable.h"
+#include "rounding.h"
 
 namespace zeropoint {
 
@@ -12,6 +13,7 @@ const Kernels& portable_kernels() {
     static const Kernels kernels = {
         "portable", quantize, linear_few, linear_many, scratch_bytes, linear_float, float_scratch_bytes, nullptr,
         rms_norm,   gated,    add,        rope,        attend,        to_half,
+        search_ranges, round_columns,
     };
     return kernels;
 }

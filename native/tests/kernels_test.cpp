@@ -588,6 +588,133 @@ void check_configuration() {
     emulated::_tile_release();
 }
 
+// The literal search of one group, from the lines above RangeSearch: errors in float64.
+struct Found {
+    float low, high;
+    double error;
+};
+
+// The nearest number of the stored kind, or the next one above.
+float as_stored(float scale, ScaleType stored, bool above) {
+    if (stored == ScaleType::bf16) return from_bf16(uint16_t(to_bf16(scale) + above));
+    if (stored == ScaleType::f32) return above ? std::nextafter(scale, INFINITY) : scale;
+    _Float16 half = _Float16(scale);
+    uint16_t bits;
+    std::memcpy(&bits, &half, 2);
+    bits = uint16_t(bits + above);
+    std::memcpy(&half, &bits, 2);
+    return float(half);
+}
+
+double literal_error(const RangeSearch& task, const float* x, const float* weights, float low, float high) {
+    const Grid& g = task.grid;
+    const float extent = g.symmetric ? std::max(-low, high) : high - low, steps = g.symmetric ? (g.q_max - g.q_min) / 2.0f : g.q_max - g.q_min;
+    float scale = as_stored(extent / steps, g.stored, false);
+    if (double(scale) * (steps + 0.5) < extent) scale = as_stored(extent / steps, g.stored, true);
+    if (extent == 0) scale = 1;
+    const float zero = g.symmetric ? 0 : std::min(std::max(std::nearbyint(g.q_min - low / scale), float(g.q_min)), float(g.q_max));
+    double total = 0;
+    for (int k = 0; k < task.group; ++k) {
+        const float code = std::min(std::max(std::nearbyint(x[k] / scale + zero), float(g.q_min)), float(g.q_max));
+        total += weights[k] * std::pow(std::fabs(double((code - zero) * scale) - x[k]), task.p);
+    }
+    return total;
+}
+
+Found literal_search(const RangeSearch& task, const float* x, const float* weights, float low, float high) {
+    Found best{low, high, literal_error(task, x, weights, low, high)};
+    const auto consider = [&](float lower, float upper) {
+        const double error = literal_error(task, x, weights, lower, upper);
+        if (error < best.error) best = {lower, upper, error};
+    };
+    for (int i = 0; i < task.both_count; ++i) consider(low * task.both[i], high * task.both[i]);
+    const float fixed_high = best.high;
+    for (int i = 0; i < task.single_count; ++i) consider(low * task.single[i], fixed_high);
+    const float fixed_low = best.low;
+    for (int i = 0; i < task.single_count; ++i) consider(fixed_low, high * task.single[i]);
+    return best;
+}
+
+void check_search(const std::vector<Table>& tables, ScaleType stored, bool symmetric, int rows) {
+    for (const int group : {1, 16, 33, 300})
+        for (const float p : {2.0f, 1.5f}) {
+            constexpr int GROUPS = 3;
+            const int bits = random_int(2, 8);
+            Array<float> values(size_t(rows) * GROUPS * group), weights(size_t(GROUPS) * group), both(12), single(6);
+            Array<float> low(size_t(rows) * GROUPS), high(size_t(rows) * GROUPS);
+            for (size_t i = 0; i < values.count; ++i) values[i] = random_float(-1, 1) * random_float(0, 1);
+            for (size_t i = 0; i < weights.count; ++i) weights[i] = random_float(0, 1);
+            for (int i = 0; i < 12; ++i) both[i] = 1.1f - 0.06f * i;
+            for (int i = 0; i < 6; ++i) single[i] = 1.0f - 0.1f * i;
+            for (int k = 0; k < group; ++k) values[k] = 0;                    // an empty group
+            for (int i = 0; i < rows * GROUPS; ++i) {
+                low[i] = high[i] = 0;
+                for (int k = 0; k < group; ++k) {
+                    low[i] = std::min(low[i], values[size_t(i) * group + k]);
+                    high[i] = std::max(high[i], values[size_t(i) * group + k]);
+                }
+            }
+            RangeSearch task{values.get(), weights.get(), rows, GROUPS, group, {-(1 << (bits - 1)), (1 << (bits - 1)) - 1, symmetric, stored},
+                             p, both.get(), 12, single.get(), symmetric ? 0 : 6, nullptr, nullptr};
+            Array<float> first_low(low.count), first_high(low.count);
+            for (const Table& table : tables) {
+                Array<float> found_low(low.count), found_high(low.count);
+                std::memcpy(found_low.get(), low.get(), low.count * 4);
+                std::memcpy(found_high.get(), high.get(), low.count * 4);
+                task.low = found_low.get(), task.high = found_high.get();
+                table.kernels->search_ranges(task);
+                const std::string what = table.name + " ranges, " + std::to_string(bits) + " bits, group " + std::to_string(group);
+                for (int i = 0; i < rows * GROUPS; ++i) {
+                    const float* x = values.get() + size_t(i) * group;
+                    const float* w = weights.get() + size_t(i % GROUPS) * group;
+                    const Found best = literal_search(task, x, w, low[i], high[i]);
+                    // sums of float32, and between two sweeps another of two equally good ranges
+                    const double error = literal_error(task, x, w, found_low[i], found_high[i]);
+                    expect(error <= best.error * (symmetric ? 1.0001 : 1.2) + 1e-10 * group, what + ", error");
+                    if (&table == &tables[0]) first_low[i] = found_low[i], first_high[i] = found_high[i];
+                    expect(same(found_low[i], first_low[i]) && same(found_high[i], first_high[i]), what + ", as portable");
+                }
+            }
+        }
+}
+
+void check_columns(const std::vector<Table>& tables, int rows, int count) {
+    constexpr int GROUPS = 3;
+    const bool zeros = random_int(0, 1);
+    const int bits = random_int(2, 8), q_min = -(1 << (bits - 1)), q_max = -q_min - 1;
+    Array<float> w(size_t(count) * rows), factor(size_t(count) * count), scale(size_t(GROUPS) * rows), zero(size_t(GROUPS) * rows);
+    Array<int32_t> group(count);
+    for (size_t i = 0; i < w.count; ++i) w[i] = random_float(-1, 1);
+    for (size_t i = 0; i < factor.count; ++i) factor[i] = random_float(-1, 1) / 8;
+    for (int j = 0; j < count; ++j) factor[size_t(j) * (count + 1)] = random_float(0.5f, 2), group[j] = random_int(0, GROUPS - 1);
+    for (size_t i = 0; i < scale.count; ++i) scale[i] = random_float(0.01f, 0.3f), zero[i] = float(random_int(q_min, q_max));
+    Array<float> expected(w.count);
+    Array<int8_t> codes(w.count);
+    std::memcpy(expected.get(), w.get(), w.count * 4);
+    for (int r = 0; r < rows; ++r)
+        for (int j = 0; j < count; ++j) {
+            float& x = expected[size_t(j) * rows + r];
+            const float s = scale[size_t(group[j]) * rows + r], z = zeros ? zero[size_t(group[j]) * rows + r] : 0;
+            const float code = std::min(std::max(std::nearbyint(x / s + z), float(q_min)), float(q_max));
+            codes[size_t(j) * rows + r] = int8_t(code);
+            x = (x - (code - z) * s) / factor[size_t(j) * (count + 1)];
+            for (int k = j + 1; k < count; ++k) {
+                float& later = expected[size_t(k) * rows + r];
+                later = std::fma(-factor[size_t(j) * count + k], x, later);
+            }
+        }
+    for (const Table& table : tables) {
+        Array<float> errors(w.count);
+        Array<int8_t> found(w.count);
+        std::memcpy(errors.get(), w.get(), w.count * 4);
+        table.kernels->round_columns({errors.get(), factor.get(), scale.get(), zeros ? zero.get() : nullptr, group.get(),
+                                      found.get(), count, rows, q_min, q_max});
+        const std::string what = table.name + " columns, " + std::to_string(rows) + " x " + std::to_string(count);
+        expect(!std::memcmp(found.get(), codes.get(), w.count), what + ", codes");
+        expect(!std::memcmp(errors.get(), expected.get(), w.count * 4), what + ", errors");
+    }
+}
+
 void check_choice() {
     const auto names = available();
     expect(!names.empty() && std::string(names[0]) == "portable", "portable is available first");
@@ -686,6 +813,13 @@ int main() {
         check_bf16(tables, 1 + (x_rows * 7) % 60, random_int(1, 400), x_rows, x_rows % 2, x_rows % 3 == 0);
 
     check_halves();
+
+    for (const ScaleType stored : {ScaleType::f32, ScaleType::bf16, ScaleType::f16})
+        for (const bool symmetric : {false, true})
+            for (int rows : {1, 2, 16, 35}) check_search(tables, stored, symmetric, rows);
+
+    for (int rows : {1, 15, 16, 17, 40})
+        for (int count : {1, 2, 31, 128}) check_columns(tables, rows, count);
 
     for (const Table& table : tables) check_floats(table);
     for (const CacheType type : {CacheType::f16, CacheType::f32, CacheType::i8})

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 import zeropoint
+from zeropoint import _native
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import InputError, OutputError, ZeropointError
@@ -43,7 +44,6 @@ from zeropoint.observe.data import bundled_text, calibration_batches, judging_wi
 from zeropoint.pipeline import quantize, require_fits
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipes
-from zeropoint.runtime import _native
 from zeropoint.runtime.weights import Weights
 
 LENGTH = 512

@@ -27,7 +27,7 @@ from reference.integer_linear import (
     stream_of_bits,
     token_codes,
 )
-from zeropoint.runtime import _native
+from zeropoint import _native
 
 ISAS = _native.isas()
 POOLS = {threads: _native.Pool(threads) for threads in (1, 2, 3)}
@@ -338,7 +338,7 @@ def test_an_isa_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_stub_names_what_the_module_has() -> None:
-    stub = ast.parse((Path(zeropoint.__file__).parent / "runtime" / "_native.pyi").read_text(encoding="utf-8"))
+    stub = ast.parse((Path(zeropoint.__file__).parent / "_native.pyi").read_text(encoding="utf-8"))
     named = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert set(named) | {"CHUNK", "PANEL"} == {name for name in dir(_native) if not name.startswith("_")}
     for name, node in named.items():

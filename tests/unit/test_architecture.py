@@ -19,6 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A file imports from what stands above it here, or from its own folder. "" is zeropoint/__init__.py.
 ORDER = (
+    "_native",
     "types",
     "errors",
     "progress",

@@ -22,12 +22,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from zeropoint import _native
 from zeropoint.errors import InternalError
 from zeropoint.qparams.from_range import require_finite
 from zeropoint.rounding.objective import relative_output_error
 
 CHUNK_VALUES = 1 << 20
-"""Values of a weight that are in float64 at once: 8 MB for each of the tensors in a sum."""
+"""Values of a weight in one sum: 4 MB where they have to be converted to float32, 8 MB in float64."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,10 @@ def error_of_slabs(slabs: Iterable[tuple[Tensor, Tensor]]) -> WeightError:
     """Return how far a weight is from its original that comes in parts: pairs of the original and what it became."""
     signal = noise = product = restored_signal = largest = 0.0
     for weight, restored in slabs:
-        for w, r in zip(_chunks(weight), _chunks(restored), strict=True):
-            error = r - w
-            signal += float(w @ w)
-            noise += float(error @ error)
-            product += float(w @ r)
-            restored_signal += float(r @ r)
-            largest = max(largest, float(error.abs().max()))
+        for w, r in zip(_chunks(weight, torch.float32), _chunks(restored, torch.float32), strict=True):
+            sums = _native.lost(w.numpy(), r.numpy())
+            signal, noise, product = signal + sums[0], noise + sums[1], product + sums[2]
+            restored_signal, largest = restored_signal + sums[3], max(largest, sums[4])
         if not math.isfinite(signal + restored_signal):
             require_finite(weight, "values of the weight")
             require_finite(restored, "values of the quantized weight")
@@ -88,7 +86,7 @@ def outlier_ratio(weight: Tensor) -> float:
     weight: any float dtype and shape, at least one value. Raises: NonFiniteError for NaN or infinity.
     """
     signal = largest = 0.0
-    for values in _chunks(weight):
+    for values in _chunks(weight, torch.float64):
         signal += float(values @ values)
         largest = max(largest, float(values.abs().max()))
     if not math.isfinite(signal):
@@ -96,6 +94,6 @@ def outlier_ratio(weight: Tensor) -> float:
     return largest / math.sqrt(signal / weight.numel()) if signal > 0 else 0.0
 
 
-def _chunks(values: Tensor) -> Iterator[Tensor]:
-    """Yield the values in order, as float64 vectors of at most CHUNK_VALUES."""
-    return (chunk.to(torch.float64) for chunk in torch.split(values.reshape(-1), CHUNK_VALUES))
+def _chunks(values: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield the values in order, as vectors of at most CHUNK_VALUES."""
+    return (chunk.to(dtype) for chunk in torch.split(values.reshape(-1), CHUNK_VALUES))

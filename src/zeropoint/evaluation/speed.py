@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import zeropoint
+from zeropoint import _native
 from zeropoint.errors import InputError
 from zeropoint.evaluation.results import Bench, ModelSpeed, Ratio, Spread, machine, versions
 from zeropoint.evaluation.speed_process import (
@@ -35,7 +36,6 @@ from zeropoint.evaluation.speed_process import (
     model_process,
 )
 from zeropoint.progress import Progress, ProgressCallback
-from zeropoint.runtime import _native
 from zeropoint.runtime.choices import CacheDtype
 from zeropoint.types import RunActivations, RunEmbeddings
 

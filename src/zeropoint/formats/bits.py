@@ -7,9 +7,9 @@ to a whole word:
 
     3 bits   word 0 = c0 | c1<<3 | ... | c9<<27 | (c10 & 3)<<30        word 1 = c10>>2 | c11<<1 | ...
 
-On a little-endian machine the bytes of the words are the same stream, so 8 codes are always `bits` bytes. That is
-what packing and unpacking work on: uint8 arithmetic, 8 strided passes, and no temporary wider than the codes.
-Packing is torch's, where the codes come from; unpacking is numpy's, so that a packed model is read without torch.
+Packing is native code, one code after the other. On a little-endian machine the bytes of the words are the same stream,
+so 8 codes are always `bits` bytes; unpacking works on them by uint8 arithmetic of numpy in 8 strided passes, without
+torch and without a temporary wider than the codes.
 
 Source: the layout of `pack-quantized` in compressed-tensors >= 0.18, bit for bit (tests/parity). Before that
 release no code straddled two words: 2, 4 and 8 bits are the same in both layouts, 3, 5, 6 and 7 bits are not.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zeropoint import _native
 from zeropoint.errors import InternalError, SchemeError
 
 if TYPE_CHECKING:
@@ -59,20 +60,10 @@ def pack(codes: Tensor, bits: int, *, dim: int = 1) -> Tensor:
     if low < -offset or high >= offset:
         # A code with one bit too many would silently change its neighbour.
         raise InternalError(f"codes to pack are in [{low}, {high}], outside {bits} bits [{-offset}, {offset - 1}]")
-    streams = codes if dim == 1 else codes.T
-    rows, cols = streams.shape
-    count = -(-cols // 8)
-    unsigned = streams.contiguous().view(torch.uint8) + offset  # uint8 wraps: -8 is 248, and 248 + 8 is 0
-    eights = _fit(unsigned, count * 8).reshape(rows, count, 8)
-    del unsigned  # as large as the codes, and not needed any more
-    packed = torch.zeros((rows, count, bits), dtype=torch.uint8, device=codes.device)
-    for i in range(8):
-        byte, shift = divmod(i * bits, 8)
-        packed[:, :, byte] |= eights[:, :, i] << shift
-        if shift + bits > 8:
-            packed[:, :, byte + 1] |= eights[:, :, i] >> (8 - shift)
-    stream = _fit(packed.flatten(1), row_words * WORD_BYTES)
-    filled = stream.flatten().view(torch.int32).reshape(rows, row_words)
+    streams = (codes if dim == 1 else codes.T).contiguous()
+    packed = np.empty((len(streams), row_words), np.int32)
+    _native.pack_codes(streams.numpy(), packed, bits)
+    filled = torch.from_numpy(packed)
     return (filled if dim == 1 else filled.T).contiguous()
 
 
@@ -120,15 +111,3 @@ def unpack_array(packed: NDArray[np.generic], bits: int, size: int, *, axis: int
         codes[:, :, i] = value
     rows_of_codes = codes.reshape(rows, count * 8)[:, :size].view(np.int8)
     return np.ascontiguousarray(rows_of_codes if axis == 1 else rows_of_codes.T)
-
-
-def _fit(stream: Tensor, size_bytes: int) -> Tensor:
-    """Return a copy of the streams of bytes (rows, n), cut or filled with zeros to (rows, size_bytes).
-
-    A row of words ends at a multiple of 4 bytes and a row of codes at a multiple of `bits` bytes: the two ends differ,
-    and only in bits that hold no code.
-    """
-    fitted = stream.new_zeros(stream.shape[0], size_bytes)
-    common = min(size_bytes, stream.shape[1])
-    fitted[:, :common] = stream[:, :common]
-    return fitted

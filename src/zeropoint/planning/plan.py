@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import zeropoint
+from zeropoint import _native
 from zeropoint.checkpoint.reader import TensorInfo, open_checkpoint
 from zeropoint.evaluation.results import Plan, PlanRow, PlanStage
 from zeropoint.evaluation.size import size_of
@@ -20,7 +21,6 @@ from zeropoint.planning.memory import Memory, plan_memory
 from zeropoint.planning.output import planned_size, planned_tensors
 from zeropoint.planning.schemes import Plans
 from zeropoint.recipe import Recipe, load_recipe
-from zeropoint.runtime import _native
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
 

@@ -22,12 +22,13 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
+from numpy.typing import NDArray
 from torch import Tensor
 
-from zeropoint.qparams.affine import nearest_codes, values_of
-from zeropoint.qparams.grouping import expand
+from zeropoint import _native
 from zeropoint.rounding import RoundingError
 from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
 
@@ -88,7 +89,7 @@ def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[st
     root = _reversed_root(moment.matrix[order][:, order], options.damping)
     factor = torch.linalg.solve_triangular(root, torch.eye(len(root)), upper=True)
     codes = torch.empty(weight.shape, dtype=torch.int8)
-    codes[:, order] = _round_columns(weight[:, order], order, factor, qparams, scheme, options.block).to(torch.int8)
+    codes[:, order] = _round_columns(weight[:, order], order, factor, qparams, scheme, options.block)
     return QTensor(codes, qparams, scheme)
 
 
@@ -136,23 +137,36 @@ def _reversed_root(second_moment: Tensor, damping: float) -> Tensor:
 def _round_columns(
     weight: Tensor, order: Tensor, factor: Tensor, qparams: QParams, scheme: Scheme, block: int
 ) -> Tensor:
-    """Return the codes as float32 (rows, cols), columns in the order given. Works on transposes: a column is a row."""
+    """Return the codes as int8 (rows, cols), columns in the order given. Works on transposes: a column is a row.
+
+    Inside a block native code goes from column to column (native/rounding.h); the rest of a block's work is a product.
+    """
     rows, cols = weight.shape
-    W = weight.T.contiguous()  # (cols, rows), overwritten by the corrections
-    scale = expand(qparams.scale, rows, cols, scheme)[:, order].T.contiguous()
-    zero = None
-    if qparams.zero_point is not None:
-        zero = expand(qparams.zero_point, rows, cols, scheme)[:, order].T.float().contiguous()
-    codes = torch.empty_like(W)
-    error = W.new_empty(min(block, cols), rows)
+    W = weight.T.contiguous()  # (cols, rows), overwritten by the corrections and then by the errors
+    scale = _by_group(qparams.scale, rows)
+    zero = None if qparams.zero_point is None else _by_group(qparams.zero_point.float(), rows)
+    groups = qparams.scale.shape[1]
+    size = cols if groups == 1 else scheme.group_size or cols
+    group = (order // size).to(torch.int32).numpy()
+    codes = torch.empty(W.shape, dtype=torch.int8)
     for start in range(0, cols, block):
         end = min(start + block, cols)
-        for j in range(start, end):
-            zero_point = None if zero is None else zero[j]
-            codes[j] = nearest_codes(W[j], scale[j], zero_point, scheme)
-            torch.sub(W[j], values_of(codes[j], scale[j], zero_point), out=error[j - start]).div_(factor[j, j])
-            if j + 1 < end:
-                W[j + 1 : end].addr_(factor[j, j + 1 : end], error[j - start], alpha=-1)
+        _native.round_columns(
+            W[start:end].numpy(),
+            factor[start:end, start:end].contiguous().numpy(),
+            scale,
+            zero,
+            group[start:end],
+            codes[start:end].numpy(),
+            scheme.q_min,
+            scheme.q_max,
+        )
         if end < cols:
-            W[end:].addmm_(factor[start:end, end:].T, error[: end - start], alpha=-1)
+            W[end:].addmm_(factor[start:end, end:].T, W[start:end], alpha=-1)
     return codes.T
+
+
+def _by_group(per_group: Tensor, rows: int) -> NDArray[np.float32]:
+    """Return one number per group, (rows or 1, groups), as float32 (groups, rows)."""
+    values: NDArray[np.float32] = per_group.expand(rows, -1).T.contiguous().numpy()
+    return values

@@ -14,10 +14,9 @@ from typing import Any, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from zeropoint import heap
+from zeropoint import _native, heap
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
-from zeropoint.runtime import _native
 from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights

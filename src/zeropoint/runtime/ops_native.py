@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint import _native
 from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
-from zeropoint.runtime import _native
 from zeropoint.types import InputParams, RunActivations
 
 Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add"]

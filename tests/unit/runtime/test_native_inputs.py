@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tiny import make_llama
+from zeropoint import _native
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.formats import bits
 from zeropoint.pipeline import quantize
 from zeropoint.qparams.inputs import round_input
 from zeropoint.recipe import load_recipe
-from zeropoint.runtime import _native
 from zeropoint.runtime.native_runner import NativeRunner, row_sums
 from zeropoint.runtime.torch_runner import TorchRunner
 from zeropoint.runtime.weights import Weights

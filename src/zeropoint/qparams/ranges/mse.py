@@ -17,7 +17,8 @@ the calibration text; layers 5, 15 and 29, asymmetric only 15; error of the outp
   0.56 -> 0.47 at 2. Under GPTQ, with its own importance, 0.5 and 0.8 are alike at 2 bits too (docs/log.md).
 - A grid of 100 instead of 50 brings 0.7 % at 4 bits, and nothing under GPTQ; a finer one than 100 brings nothing.
 
-Candidates are judged with the scale that will be stored, rounded to its dtype by `from_range`.
+Candidates are judged with the scale that will be stored, rounded to its dtype as `from_range` does. The loop over them
+is native code (native/rounding.h); what it computes is defined here and by tests/reference/range_search.py.
 
 Source: the shrinking grid with maxshrink is that of the GPTQ authors' code (Frantar et al. 2022, arXiv:2210.17323).
 """
@@ -25,16 +26,17 @@ Source: the shrinking grid with maxshrink is that of the GPTQ authors' code (Fra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
 from msgspec import Meta
 from torch import Tensor
 
+from zeropoint import _native
 from zeropoint.errors import InputError
-from zeropoint.qparams.affine import nearest_codes, values_of
 from zeropoint.qparams.from_range import from_range
 from zeropoint.qparams.grouping import Grouped
 from zeropoint.qparams.ranges import minmax
@@ -42,7 +44,8 @@ from zeropoint.types import Histogram, Scheme
 
 NEEDS = ("second_moment",)
 
-_CHUNK = 1 << 18  # values at once: 1 MB, twice, which stays in the cache for all passes over all candidates
+_CHUNK = 1 << 22
+"""Values of one call, which nothing can interrupt: a tenth of a second."""
 
 # For histograms, whose tails can be a thousand times as long as their bulk: steps of 4 % down to 1/4096 of the range.
 _HISTOGRAM_GRID = 16
@@ -70,103 +73,75 @@ def from_values(
     1 for all when None. A group whose importance is 0 everywhere keeps its min-max range.
     """
     fractions = [1 - i / options.grid for i in range(math.floor(options.maxshrink * options.grid) + 1)]
-    weights = None if importance is None else _normalised(importance).T.unsqueeze(-1).contiguous()  # (size, groups, 1)
-    rows = max(1, _CHUNK // grouped.values[0].numel())
-    found = []
-    for values in torch.split(grouped.values, rows):
-        seen_low, seen_high = minmax.from_values(Grouped(values, grouped.valid), scheme, minmax.Options())
-        transposed = values.permute(2, 1, 0).float().contiguous()  # (size, groups, rows)
-        search = _Search(
-            transposed, weights, seen_low.T.contiguous(), seen_high.T.contiguous(), scheme=scheme, p=options.p
-        )
-        search.run(fractions, options.grid)
-        found.append((search.low.T, search.high.T))
-    low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
-    return low, high
+    seen = minmax.from_values(grouped, scheme, minmax.Options())
+    weights = torch.ones(grouped.values.shape[1:]) if importance is None else _normalised(importance)
+    return _search(grouped.values, weights, seen, scheme, fractions, grid=options.grid, p=options.p)
 
 
 def from_histogram(histogram: Histogram, scheme: Scheme, options: Options) -> tuple[float, float]:
     """Return the range with the smallest sum of counts_i * |Q(c_i) - c_i|^p over the centres c_i of the bins."""
     centres = histogram.low + (torch.arange(len(histogram.counts), dtype=torch.float64) + 0.5) * histogram.width
-    low, high = (torch.tensor([[end]], dtype=torch.float32) for end in (histogram.seen_low, histogram.seen_high))
     filled = histogram.counts > 0
-    values, weights = centres[filled][:, None, None], histogram.counts[filled][:, None, None]
-    search = _Search(values, weights, low, high, scheme=scheme, p=options.p)
-    search.run(_HISTOGRAM_FRACTIONS, _HISTOGRAM_GRID)
-    return search.low.item(), search.high.item()
+    if not bool(filled.any()):  # nothing but zeros was seen
+        return histogram.seen_low, histogram.seen_high
+    values, weights = centres[filled][None, None].float(), _normalised(histogram.counts[filled][None])
+    seen = torch.tensor([[histogram.seen_low]]), torch.tensor([[histogram.seen_high]])
+    low, high = _search(values, weights, seen, scheme, _HISTOGRAM_FRACTIONS, grid=_HISTOGRAM_GRID, p=options.p)
+    return low.item(), high.item()
 
 
-class _Search:
-    """The best range so far of many groups at once, and the loop over candidates.
+def _search(
+    values: Tensor,
+    weights: Tensor,
+    seen: tuple[Tensor, Tensor],
+    scheme: Scheme,
+    fractions: Sequence[float],
+    *,
+    grid: int,
+    p: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the best of the seen range times `fractions`, and of what else pays: see the module's docstring.
 
-    The groups are the last two dimensions: what is one number per group is then read as vectors by every operation,
-    which is twice as fast as (rows, groups, size).
-
-    values: (size, groups, rows). weights: (size, groups, 1) or None. low, high: float32 (groups, rows), the seen range.
+    values: (rows, groups, size). weights: float32 (groups, size). seen: low and high, float32 (rows, groups) each.
     """
+    from_range(*seen, scheme)  # refuses values that no scale can hold
+    both = [*_wider(seen, scheme, grid), *fractions]
+    # half the grid is enough for one end alone: 0.5925 instead of 0.5923 of min-max's error
+    single = () if scheme.symmetric else fractions[::2]
+    low, high = (end.clone(memory_format=torch.contiguous_format) for end in seen)
+    rows = max(1, _CHUNK // values[0].numel())
+    for start in range(0, len(values), rows):
+        part = slice(start, start + rows)
+        _native.search_ranges(
+            values[part].float().contiguous().numpy(),
+            weights.contiguous().numpy(),
+            np.array(both, np.float32),
+            np.array(single, np.float32),
+            low[part].numpy(),
+            high[part].numpy(),
+            scheme.q_min,
+            scheme.q_max,
+            scheme.symmetric,
+            scheme.scale_dtype,
+            p,
+        )
+    return low, high
 
-    def __init__(
-        self, values: Tensor, weights: Tensor | None, low: Tensor, high: Tensor, *, scheme: Scheme, p: float
-    ) -> None:
-        # Each group is brought to a largest magnitude in [0.5, 1) by a power of two, so that the squares of tiny
-        # errors do not underflow: the choice must not depend on the unit in which a weight is measured.
-        self._unit = _power_of_two(torch.maximum(-low, high))
-        self._values = values * self._unit
-        self._weights, self._scheme, self._p = weights, scheme, p
-        self._buffer = torch.empty_like(self._values)
-        self.low, self.high = low, high
-        self._smallest = self._error(low, high)
 
-    def run(self, fractions: Sequence[float], grid: int) -> None:
-        """Search the seen range times `fractions`, and what else pays: see the module's docstring."""
-        low, high = self.low, self.high
-        self._sweep((low * f, high * f) for f in (*self._wider(grid), *fractions))
-        if not self._scheme.symmetric:
-            ends = fractions[::2]  # half the grid is enough: 0.5925 instead of 0.5923 of min-max's error
-            fixed_high = self.high
-            self._sweep((low * f, fixed_high) for f in ends)
-            fixed_low = self.low
-            self._sweep((fixed_low, high * f) for f in ends)
-
-    def _sweep(self, candidates: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Keep for each group the best of what it has and all candidates; of equally good ones the first."""
-        for low, high in candidates:
-            error = self._error(low, high)
-            better = error < self._smallest
-            self._smallest = torch.where(better, error, self._smallest)
-            self.low, self.high = torch.where(better, low, self.low), torch.where(better, high, self.high)
-
-    def _error(self, low: Tensor, high: Tensor) -> Tensor:
-        """Return the weighted error of each group under its range: (groups, rows), in units of the group's maximum."""
-        qparams = from_range(low, high, self._scheme)
-        scale = qparams.scale * self._unit
-        # float: adding int32 converts it again for every value, which is a quarter of the asymmetric search
-        zero_point = None if qparams.zero_point is None else qparams.zero_point.float()
-        codes = nearest_codes(self._values, scale, zero_point, self._scheme, out=self._buffer)
-        error = values_of(codes, scale, zero_point, out=codes).sub_(self._values)
-        error = error.square_() if self._p == 2 else error.abs_().pow_(self._p)
-        return (error if self._weights is None else error.mul_(self._weights)).sum(dim=0)
-
-    def _wider(self, grid: int) -> list[float]:
-        """Return the fractions above 1, descending: up to the range whose highest code is the largest magnitude."""
-        if not self._scheme.symmetric:
-            return []
-        widest = (self._scheme.q_max - self._scheme.q_min) / 2 / self._scheme.q_max
-        try:
-            from_range(self.low * widest, self.high * widest, self._scheme)
-        except InputError:  # it is min-max that has to fit into the scale's dtype, not half a step more
-            return []
-        steps = math.ceil((widest - 1) * grid)
-        return [widest - i * (widest - 1) / steps for i in range(steps)]
+def _wider(seen: tuple[Tensor, Tensor], scheme: Scheme, grid: int) -> list[float]:
+    """Return the fractions above 1, descending: up to the range whose highest code is the largest magnitude."""
+    if not scheme.symmetric:
+        return []
+    widest = (scheme.q_max - scheme.q_min) / 2 / scheme.q_max
+    try:
+        from_range(seen[0] * widest, seen[1] * widest, scheme)
+    except InputError:  # it is min-max that has to fit into the scale's dtype, not half a step more
+        return []
+    steps = math.ceil((widest - 1) * grid)
+    return [widest - i * (widest - 1) / steps for i in range(steps)]
 
 
 def _normalised(importance: Tensor) -> Tensor:
-    """Return importance with a largest value of 1 in each group, where it is not 0: only ratios count."""
-    largest = importance.float().amax(dim=-1, keepdim=True)
-    return importance / torch.where(largest > 0, largest, 1.0)
-
-
-def _power_of_two(magnitude: Tensor) -> Tensor:
-    """Return the power of two that brings `magnitude` into [0.5, 1), or near it where 2^k is no normal float32."""
-    _, exponent = torch.frexp(magnitude)
-    return torch.ldexp(torch.ones_like(magnitude), -exponent.clamp(-126, 126))
+    """Return importance as float32 with a largest value of 1 in each group, where it is not 0: only ratios count."""
+    largest = importance.amax(dim=-1, keepdim=True)
+    return (importance / torch.where(largest > 0, largest, 1.0)).float()

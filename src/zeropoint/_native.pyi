@@ -79,6 +79,38 @@ def quantize(
     scale: float = 1.0,
     zero: int = 0,
 ) -> None: ...
+def pack_codes(codes: NDArray[numpy.int8], words: NDArray[numpy.int32], bits: int) -> None:
+    """Write each row of signed codes as one stream of bits; see zeropoint/formats/bits.py."""
+
+def lost(weight: NDArray[numpy.float32], restored: NDArray[numpy.float32]) -> tuple[float, float, float, float, float]:
+    """Return the float64 sums of w^2, (r - w)^2, w r and r^2, and the largest |r - w|."""
+
+def search_ranges(
+    values: NDArray[numpy.float32],
+    weights: NDArray[numpy.float32],
+    both: NDArray[numpy.float32],
+    single: NDArray[numpy.float32],
+    low: NDArray[numpy.float32],
+    high: NDArray[numpy.float32],
+    q_min: int,
+    q_max: int,
+    symmetric: bool,
+    stored: str,
+    p: float,
+) -> None:
+    """Replace the seen ranges by those with the smallest error: see RangeSearch in native/kernels.h."""
+
+def round_columns(
+    w: NDArray[numpy.float32],
+    factor: NDArray[numpy.float32],
+    scale: NDArray[numpy.float32],
+    zero: NDArray[numpy.float32] | None,
+    group: NDArray[numpy.int32],
+    codes: NDArray[numpy.int8],
+    q_min: int,
+    q_max: int,
+) -> None:
+    """Round a block of columns: see RoundColumns in native/kernels.h."""
 
 class Cache:
     """Keys and values of one conversation."""
