@@ -409,6 +409,9 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, 
     corrected = [inputs[name] for name, plan in planned.items() if plan.bias_correction]
     means = rounded_means(visit.inputs(), {chosen.params for chosen in corrected if chosen is not None})
 
+    for plan in planned.values():  # what layers with the same input share is worked out once, with all threads
+        find.load("rounding", plan.rounding.method).importance(stats, plan.rounding.load_options("rounding"))
+
     def quantize_one(name: str) -> Layer:
         bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
         return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)

@@ -12,6 +12,7 @@ and the command line can start, without it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -268,6 +269,11 @@ class SecondMoment:
 
     matrix: Tensor
     count: int
+
+    @cached_property
+    def known(self) -> dict[object, object]:
+        """What was worked out from the matrix, for all who share it; whoever puts something in has the key."""
+        return {}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zeropoint.qparams.statistics import of_type
 from zeropoint.rounding import gptq
+from zeropoint.rounding.inverse import inverse_of
 from zeropoint.types import Drift, SecondMoment, Stats
 
 NEEDS = ("second_moment", "drift")
@@ -54,10 +55,10 @@ def target(weight: Tensor, stats: Mapping[str, Stats], options: Options) -> Tens
     Raises: RoundingError if no token was seen or the damped H is not positive definite.
     """
     drift = of_type(stats, "drift", Drift)
-    root = gptq.damped_root(of_type(stats, "second_moment", SecondMoment), options.damping)
-    # H + lambda I = R R^T with R upper triangular: C (R R^T)^-1 by two triangular solves
-    moved = torch.linalg.solve_triangular(root.T, weight @ drift.matrix, upper=False, left=False)
-    moved = torch.linalg.solve_triangular(root, moved, upper=True, left=False)
+    moment = of_type(stats, "second_moment", SecondMoment)
+    inverse = inverse_of(moment, damping=options.damping, act_order=options.act_order)
+    moved = (weight @ drift.matrix)[:, inverse.order] @ inverse.U.T @ inverse.U  # W C (H + lambda I)^-1, in that order
+    moved[:, inverse.order] = moved.clone()
     return torch.add(weight, moved, alpha=options.strength)
 
 

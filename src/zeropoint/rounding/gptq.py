@@ -7,10 +7,9 @@ columns left to help them. The groups' scales are fixed beforehand ("static grou
 place and needs no index. Work is done in blocks of columns: inside a block one column at a time, and once per block
 one matrix product that carries the block's errors to all later columns.
 
-U comes from one Cholesky factorization instead of the paper's two and an inverse: with the columns in reverse,
-H + lambda I = R R^T with R upper triangular, and U = R^-1. R_jj^2 = 1 / U_jj^2 is the part of a column's second moment
-that the later columns cannot make up for. The error of the layer is the sum of R_jj^2 (w_j - q_j)^2 over the rounding
-errors as they arise, so this, not H_jj, is what the search for the scales weighs with; docs/log.md has what it gains.
+inverse.py finds U. 1 / U_jj^2 is the part of a column's second moment that the later columns cannot make up for. The
+error of the layer is the sum of (w_j - q_j)^2 / U_jj^2 over the rounding errors as they arise, so this, not H_jj, is
+what the search for the scales weighs with; docs/log.md has what it gains.
 
 Symbols of the paper: H second moment, U Cholesky factor, lambda damping.
 Source: Frantar et al. 2022, arXiv:2210.17323, algorithm 1 and section 3.3.
@@ -29,7 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zeropoint import _native
+from zeropoint.qparams.statistics import of_type
 from zeropoint.rounding import RoundingError
+from zeropoint.rounding.inverse import inverse_of
 from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
 
 NEEDS = ("second_moment",)
@@ -57,21 +58,19 @@ def weaker(options: Options) -> Iterator[tuple[str, Options]]:
 
 
 def importance(stats: Mapping[str, Stats], options: Options) -> Tensor | None:
-    """Return what a squared rounding error of each column costs the layer: R_jj^2, float32 (cols,), 0 where H_jj is 0.
+    """Return what a squared rounding error of each column costs: 1 / U_jj^2, float32 (cols,), 0 where H_jj is 0.
 
     None if no token was seen; H_jj if H is not positive definite, as for rounding to nearest.
     """
-    moment = stats["second_moment"]
-    assert isinstance(moment, SecondMoment)
+    moment = of_type(stats, "second_moment", SecondMoment)
     if moment.count == 0:
         return None
-    order = _column_order(moment.matrix, act_order=options.act_order)
     try:
-        root = _reversed_root(moment.matrix[order][:, order], options.damping)
+        inverse = inverse_of(moment, damping=options.damping, act_order=options.act_order)
     except RoundingError:
         return moment.matrix.diagonal()
-    cost = torch.empty(len(order))
-    cost[order] = root.diagonal().square()
+    cost = torch.empty_like(inverse.cost)
+    cost[inverse.order] = inverse.cost
     return cost.where(moment.matrix.diagonal() > 0, 0.0)
 
 
@@ -81,15 +80,10 @@ def quantize(weight: Tensor, qparams: QParams, scheme: Scheme, stats: Mapping[st
     weight: float32 (rows, cols), finite. stats["second_moment"]: of the input, matrix float32 (cols, cols).
     Raises: RoundingError if no token was seen or the damped H is not positive definite.
     """
-    moment = stats["second_moment"]
-    assert isinstance(moment, SecondMoment)
-    if moment.count == 0:
-        raise RoundingError("no calibration token reached it")
-    order = _column_order(moment.matrix, act_order=options.act_order)
-    root = _reversed_root(moment.matrix[order][:, order], options.damping)
-    factor = torch.linalg.solve_triangular(root, torch.eye(len(root)), upper=True)
+    moment = of_type(stats, "second_moment", SecondMoment)
+    inverse = inverse_of(moment, damping=options.damping, act_order=options.act_order)
     codes = torch.empty(weight.shape, dtype=torch.int8)
-    codes[:, order] = _round_columns(weight[:, order], order, factor, qparams, scheme, options.block)
+    codes[:, inverse.order] = _round_columns(weight, inverse.order, inverse.U, qparams, scheme, options.block)
     return QTensor(codes, qparams, scheme)
 
 
@@ -98,51 +92,17 @@ def target(weight: Tensor, stats: Mapping[str, Stats], options: Options) -> Tens
     return weight
 
 
-def damped_root(moment: SecondMoment, damping: float) -> Tensor:
-    """Return R, upper triangular, with R R^T = H + lambda I: float32 (cols, cols), columns in their own order.
-
-    Raises: RoundingError if no token was seen or the damped H is not positive definite.
-    """
-    if moment.count == 0:
-        raise RoundingError("no calibration token reached it")
-    return _reversed_root(moment.matrix, damping)
-
-
-def _column_order(second_moment: Tensor, *, act_order: bool) -> Tensor:
-    diagonal = second_moment.diagonal()
-    if act_order:
-        return torch.argsort(diagonal, descending=True, stable=True)
-    return torch.arange(len(diagonal))
-
-
-def _reversed_root(second_moment: Tensor, damping: float) -> Tensor:
-    """Return R, upper triangular, with R R^T = H + lambda I: float32 (cols, cols).
-
-    A dead column (H_jj = 0) gets H_jj = 1: it is rounded to nearest and neither gives nor takes corrections.
-    Raises: RoundingError if the damped H is not positive definite.
-    """
-    H = second_moment.clone()
-    diagonal = H.diagonal()
-    dead = diagonal == 0
-    diagonal.add_(damping * float(diagonal.mean()))
-    diagonal[dead] = 1.0
-    lower, info = torch.linalg.cholesky_ex(H.flip(0, 1))
-    root: Tensor = lower.flip(0, 1)
-    smallest = float(root.diagonal().min())
-    if int(info) or not (0 < smallest < float("inf")):
-        raise RoundingError(f"H is not positive definite with damping {damping:g}")
-    return root
-
-
 def _round_columns(
     weight: Tensor, order: Tensor, factor: Tensor, qparams: QParams, scheme: Scheme, block: int
 ) -> Tensor:
     """Return the codes as int8 (rows, cols), columns in the order given. Works on transposes: a column is a row.
 
+    weight: (rows, cols), columns in their own order. factor: U, in the order given.
+
     Inside a block native code goes from column to column (native/rounding.h); the rest of a block's work is a product.
     """
     rows, cols = weight.shape
-    W = weight.T.contiguous()  # (cols, rows), overwritten by the corrections and then by the errors
+    W = weight.T[order]  # (cols, rows), overwritten by the corrections and then by the errors
     scale = _by_group(qparams.scale, rows)
     zero = None if qparams.zero_point is None else _by_group(qparams.zero_point.float(), rows)
     groups = qparams.scale.shape[1]
