@@ -1,13 +1,18 @@
 # make demo        quantize, judge and run a small model, from a fresh clone
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
-# make check-all   the rest too: kernels under the sanitizers, slow tests, the demo
+# make check-all   the rest too: kernels under the sanitizers, slow tests, hostile files by coverage, the demo
+# make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
 # make clean       remove what make made, but for the downloaded model
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint kernels kernels-sanitized check-all clean
+CASES ?= 1000000
+FIRST ?= 0
+SEED ?= 0
+
+.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -38,7 +43,14 @@ kernels-sanitized: $(STAMP)
 test: lint kernels
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
-check-all: test kernels-sanitized
+fuzz: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) --first $(FIRST) --seed $(SEED)
+
+fuzz-coverage: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(sed -n 's/^fuzz = \["\(.*\)"\]/\1/p' pyproject.toml)"
+	PYTHONPATH=tests $(BIN)/python -m fuzz.coverage --seconds 120
+
+check-all: test kernels-sanitized fuzz-coverage
 	$(BIN)/pytest -m slow
 	$(BIN)/python examples/demo.py
 

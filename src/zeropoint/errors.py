@@ -12,16 +12,32 @@
     ├── InternalError            a promise of our own that did not hold; exit code 3
     └── ProcessError             a process that we started to measure something died; exit code 3
 
-A message says what was got, where, what is allowed and what to do. `exit_code` is what the command line returns.
+A message says what was got, where, what is allowed and what to do. What was got may be hostile, so a message is made
+fit for a terminal: what cannot be printed is spelled, and the middle of a very long one is left out. `exit_code` is
+what the command line returns.
 """
 
 from __future__ import annotations
+
+MAX_CHARS = 2000
 
 
 class ZeropointError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 3
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_fit(message))
+
+
+def _fit(message: str) -> str:
+    """Return the message in printable characters, and not too many."""
+    if len(message) > MAX_CHARS:
+        message = f"{message[: MAX_CHARS // 2]} [...] {message[-MAX_CHARS // 2 :]}"
+    if message.isprintable():
+        return message
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
 
 
 class InputError(ZeropointError):

@@ -40,10 +40,13 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import msgspec
 
-from zeropoint import find, toml
+from zeropoint import documents, find, toml
 from zeropoint.errors import RecipeError
+from zeropoint.patterns import PatternError, compile_quick
 from zeropoint.toml import Place
 from zeropoint.types import Embeddings, InputScheme, KVCache, MassiveInputs, Scheme
+
+MAX_RECIPE_BYTES = 1 << 18
 
 ChoiceKind: TypeAlias = Literal["qparams.ranges", "qparams.input_ranges", "rounding", "transforms", "refine"]
 """The folders that a recipe chooses methods from."""
@@ -338,10 +341,12 @@ def _open_recipe(name_or_path: str | Path) -> tuple[str, str, str]:
     if path.suffix != ".toml" and path.name == str(name_or_path):
         return preset_text(path.name), f"{path.name}.toml", path.name
     try:
-        return path.read_text(encoding="utf-8"), str(path), path.stem
+        return documents.read_bytes(path, MAX_RECIPE_BYTES).decode(), str(path), path.stem
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{path}: not TOML: not UTF-8 text (at line {line})") from error
+    except documents.MalformedError as error:
+        raise RecipeError(f"{path}: {error}; a recipe is a short text") from error
     except OSError as error:
         presets_ = ", ".join(presets())
         raise RecipeError(
@@ -462,8 +467,10 @@ def _read_rule(table: object, place: Place) -> Rule:
     layers = toml.read_value(tuple[str, ...], [patterns] if isinstance(patterns, str) else patterns, place.at("layers"))
     if not layers:
         raise RecipeError(f'{place} names no layers; write for example layers = "*.down_proj"')
-    for pattern in layers:
-        _check_pattern(pattern, place.at("layers"))
+    try:
+        compile_quick(layers)
+    except PatternError as error:
+        raise RecipeError(f"{place.at('layers')}: {error}") from error
     keep_float = toml.read_value(bool, given.get("keep_float", False), place.at("keep_float"))
     differs = [key for key in ("weights", "activations", *_FOLDERS) if given.get(key)]
     if keep_float and differs:
@@ -475,13 +482,6 @@ def _read_rule(table: object, place: Place) -> Rule:
         activations=_read_input_keys(given.get("activations", {}), place.at("activations")),
         **{key: _read_choice_keys(folder, given.get(key, {}), place.at(key)) for key, folder in _FOLDERS.items()},
     )
-
-
-def _check_pattern(pattern: str, place: Place) -> None:
-    try:
-        re.compile(pattern.removeprefix("re:") if pattern.startswith("re:") else "")
-    except re.error as error:
-        raise RecipeError(f"{place}: {pattern!r} is no regular expression: {error}") from error
 
 
 def _read_scheme_keys(table: object, place: Place) -> dict[str, Any]:

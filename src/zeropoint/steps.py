@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -136,12 +135,12 @@ class Steps:
         """Blocks that an earlier run has done."""
         for step in writer.steps:
             if step.kind == "tables":
-                self.tables = msgspec.json.decode(step.data, type=Tables)
+                self.tables = step.read(Tables)
             elif step.kind == "block":
-                self.done.append(msgspec.json.decode(step.data, type=Done))
+                self.done.append(step.read(Done))
                 self._state = step.state
             elif step.kind == "rest":
-                self.rest = msgspec.json.decode(step.data, type=Rest)
+                self.rest = step.read(Rest)
         self.resumed = len(self.done)
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
-from zeropoint import find
+from zeropoint import documents, find
 from zeropoint.errors import RecipeError
 
 T = TypeVar("T")
@@ -39,21 +39,46 @@ class Place:
 def parse(text: str, source: str) -> dict[str, Any]:
     """Return the document.
 
-    Raises: RecipeError with the line and the column when the text is not TOML.
+    Raises: RecipeError with the line and the column when the text is not TOML, or with what no recipe holds.
     """
     try:
-        return tomllib.loads(text)
+        return _loads(text)
     except tomllib.TOMLDecodeError as error:  # its message ends in "(at line 3, column 7)"
         raise RecipeError(f"{source}: not TOML: {error}") from error
+    except documents.MalformedError as error:
+        raise RecipeError(f"{source}: {error}; no recipe needs that") from error
 
 
 def parse_value(text: str) -> object:
-    """Return the TOML value that the text is (3, true, "x", [1, 2]), or else the text itself (rtn)."""
+    """Return the TOML value that the text is (3, true, "x", [1, 2]), or else the text itself (rtn).
+
+    Raises: RecipeError for what no recipe holds.
+    """
     try:
-        document = tomllib.loads(f"value = {text.strip()}")
+        document = _loads(f"value = {text.strip()}")
     except tomllib.TOMLDecodeError:
         return text
+    except documents.MalformedError as error:
+        raise RecipeError(f"the value {text[:60]!r} {error}; no recipe needs that") from error
     return document["value"] if len(document) == 1 else text  # more keys: the text had lines of its own
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """Return the document. Raises: TOMLDecodeError; MalformedError for what is TOML and nothing to go on with."""
+    documents.require_plain(text)
+    if any(part.count(".") > documents.MAX_DEPTH for part in re.split(r"[\n,=\[{]", text)):
+        # tomllib takes the square of a key's length: 18 s for one of 64 kB
+        raise documents.MalformedError(f"has a key of more than {documents.MAX_DEPTH} parts")
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise documents.MalformedError(f"is nested more than {documents.MAX_DEPTH} deep") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise documents.MalformedError(f"cannot be read ({error})") from error
+    documents.require_plain(document, max_integer=1 << 63)
+    return document
 
 
 # Reading against a type

@@ -11,6 +11,7 @@ and the command line can start, without it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -73,7 +74,8 @@ class Scheme:
 
 def divisors(cols: int) -> tuple[int, ...]:
     """Return the group sizes that cut `cols` columns without a rest, ascending."""
-    return tuple(size for size in range(1, cols + 1) if cols % size == 0)
+    small = [size for size in range(1, math.isqrt(cols) + 1) if cols % size == 0]
+    return tuple(sorted({*small, *(cols // size for size in small)}))
 
 
 @dataclass(frozen=True)

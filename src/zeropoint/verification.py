@@ -47,6 +47,8 @@ CHUNK_BYTES = 1 << 22
 TOLERANCE = 0.02
 """Root mean square difference of log-probabilities, relative to their spread, above which logits are not the same."""
 
+MAX_PROBE_TOKENS = 256
+
 TEXT_TOKENS = 256
 """Tokens of a text on which the model is held against its reference."""
 
@@ -84,6 +86,7 @@ def verify(
         if not problems:
             weights = Weights(checkpoint)
             loads = _loads(weights)
+            _require_probe(manifest.probe, weights.model.config.vocab_size)
             difference = spread(manifest.probe, _logits(weights, manifest.probe.tokens, memory_bytes))
             if not difference <= TOLERANCE:
                 problems.append(
@@ -171,6 +174,18 @@ def spread(probe: Probe, logits: NDArray[np.float32]) -> float:
     found = np.take_along_axis(_logprobs(logits), np.array(probe.ids), axis=1)
     difference = float(np.sqrt(np.mean((found - np.array(probe.logprobs)) ** 2))) / max(probe.spread, 1e-6)
     return difference if math.isfinite(difference) else math.inf
+
+
+def _require_probe(probe: Probe, vocab_size: int) -> None:
+    """Raise CheckpointError for a probe that is none of this model."""
+    widths = {len(row) for row in (*probe.ids, *probe.logprobs)}
+    ids = [token for row in (probe.tokens, *probe.ids) for token in row]
+    if (
+        not 0 < len(probe.tokens) == len(probe.ids) == len(probe.logprobs) <= MAX_PROBE_TOKENS
+        or len(widths) != 1
+        or not all(0 <= token < vocab_size for token in ids)
+    ):
+        raise CheckpointError(f"the probe in {MANIFEST} is none of a model with {vocab_size} tokens; it was changed")
 
 
 def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:

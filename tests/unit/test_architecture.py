@@ -26,6 +26,8 @@ ORDER = (
     "threads",
     "heap",
     "find",
+    "documents",
+    "patterns",
     "toml",
     "recipe",
     "effort",
@@ -56,7 +58,22 @@ ORDER = (
 )
 
 # What runs for `--help` and `inspect --headers`: no torch.
-LIGHT = ("", "types", "errors", "progress", "heap", "find", "toml", "recipe", "checkpoint", "models", "report", "cli")
+LIGHT = (
+    "",
+    "types",
+    "errors",
+    "progress",
+    "heap",
+    "find",
+    "documents",
+    "patterns",
+    "toml",
+    "recipe",
+    "checkpoint",
+    "models",
+    "report",
+    "cli",
+)
 
 
 def place(path: Path) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zeropoint import documents
 from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into, rows_of
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
@@ -25,6 +25,7 @@ SIDE_FILES = (
     "tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*",
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.model", "license*", "notice*",
 )  # fmt: skip
+MAX_SIDE_FILE_BYTES = 1 << 28  # tokenizer.json of the largest vocabularies has 34 MB
 # also where such a name would match: weights are ours to write, pickles and code are nothing we hand on
 NEVER_COPIED = (*PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", ".py", ".so")
 
@@ -62,12 +63,17 @@ class Folder:
         if not file.is_file():
             return None
         try:
-            return file.read_bytes()
+            return documents.read_bytes(file, MAX_SIDE_FILE_BYTES)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        except documents.MalformedError as error:
+            raise CheckpointError(f"{file}: {error}, which no file of its kind has") from error
 
     def files(self) -> tuple[Path, ...]:
-        """Return the weight files, config.json, the index and the side files."""
+        """Return the weight files, config.json, the index and the side files.
+
+        Raises: CheckpointError if a side file is a link to what does not belong to the model.
+        """
         names = {*_side_file_names(self.path), CONFIG, *(info.file.name for info in self.tensors.values())}
         return tuple(self.path / name for name in sorted(names | {INDEX}) if (self.path / name).is_file())
 
@@ -101,16 +107,14 @@ class Folder:
 def read_json(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
-    Raises: CheckpointError if the file cannot be read, is not JSON, or holds something other than an object.
+    Raises: CheckpointError if the file cannot be read, is not JSON that can be trusted, or holds no object.
     """
     try:
-        content = json.loads(file.read_bytes().decode())
+        content = documents.parse_json(documents.read_bytes(file))
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file}: is not JSON ({error}); get the file again from where the model came from"
-        ) from error
+    except documents.MalformedError as error:
+        raise CheckpointError(f"{file}: {error}; get the file again from where the model came from") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}; a JSON object {{...}} belongs there")
     return content
@@ -191,7 +195,22 @@ def _side_file_names(path: Path) -> Iterator[str]:
         name = file.name.lower()
         wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in SIDE_FILES)
         if wanted and file.is_file() and not name.endswith(NEVER_COPIED):
+            _require_own(file)
             yield file.name
+
+
+def _require_own(file: Path) -> None:
+    """Refuse a link that would hand a file of somebody else on with the output, as licence or tokenizer.
+
+    Links within the folder, and those into the cache of Hugging Face, are what downloads are made of.
+    """
+    target = file.resolve()
+    cached = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    if not cached and not target.is_relative_to(file.parent.resolve()):
+        raise CheckpointError(
+            f"{file}: is a link to {target}, outside of the model's folder, and would be copied into the output; "
+            "put the file itself there if it belongs to the model, or remove the link"
+        )
 
 
 def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zeropoint.checkpoint.tokenizer_bounds import package_errors
 from zeropoint.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def make_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         raise CheckpointError(
             f"{path}: tokenizer.ggml.token_type does not have one entry for each of {len(tokens)} tokens"
         )
-    try:
+    with package_errors(f"{path}: the tokenizer's metadata does not fit together", _OTHERWISE):
         tokenizer = makers[kind](metadata, tokens, types, path)
         tokenizer.add_tokens(
             [
@@ -118,12 +119,6 @@ def make_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
                 if kind in (CONTROL, USER_DEFINED) or (kind == UNKNOWN and tokenizer.model.unk_token == token)
             ]
         )
-    except CheckpointError:
-        raise
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(
-            f"{path}: the tokenizer's metadata does not fit together ({error}){_OTHERWISE}"
-        ) from error
     return tokenizer
 
 

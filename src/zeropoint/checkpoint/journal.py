@@ -15,10 +15,13 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from zeropoint.errors import CheckpointError
+from zeropoint.errors import CheckpointError, InternalError
+
+T = TypeVar("T")
 
 JOURNAL = "journal.jsonl"
 
@@ -55,6 +58,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None = None
     data: msgspec.Raw = msgspec.Raw(b"null")
 
+    def read(self, kind: type[T]) -> T:
+        """Return the data as a `kind`. Raises: CheckpointError if it is none."""
+        try:
+            return msgspec.json.decode(self.data, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, InternalError) as error:
+            raise CheckpointError(
+                f"{JOURNAL}: a step {self.kind!r} is not as this version writes it ({error}); --restart begins anew"
+            ) from error
+
 
 class _Line(msgspec.Struct, frozen=True):
     sha256: str
@@ -75,7 +87,7 @@ class Journal:
     def append(self, step: Step) -> None:
         """Write one step and bring it to the disk. Raises: OSError."""
         line = line_of(step)
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             os.ftruncate(descriptor, self._size)
             os.lseek(descriptor, self._size, os.SEEK_SET)
@@ -101,6 +113,8 @@ def read_journal(file: Path) -> tuple[list[Step], int]:
     Raises: CheckpointError if the file is larger than any journal, or cannot be read.
     """
     try:
+        if file.is_symlink() or not file.is_file():
+            raise CheckpointError(f"{file}: is no file of its own, so not a journal of ours; --restart begins anew")
         if file.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{file}: is larger than any journal; --restart begins anew")
         content = file.read_bytes()

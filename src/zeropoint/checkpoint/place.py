@@ -74,6 +74,8 @@ def claim(final: Path) -> tuple[Path, int | None]:
     Raises: OutputError if a run that is still alive writes the same output; OSError.
     """
     folder = final.with_name(f".{final.name}.partial")
+    if folder.is_symlink():  # what it leads to would be emptied
+        raise OutputError(f"{folder}: is a link, and a run writes there; remove it, or give another output")
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
     descriptor = _lock(folder, final)

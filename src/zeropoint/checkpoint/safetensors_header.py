@@ -25,6 +25,7 @@ from zeropoint.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 ALIGNMENT_BYTES = 8
+MAX_NAME_CHARS = 1000
 MAX_DIMENSIONS = 64  # numpy's
 
 
@@ -148,6 +149,8 @@ def _check_tensor(name: str, entry: object, path: Path, data_start: int) -> Tens
     label = repr(name if len(name) <= 100 else f"{name[:100]}...")
     if not name.isprintable():  # a lone surrogate or a control character would break every later message and file
         raise _MalformedError(f"the tensor name {label} has characters that cannot be printed")
+    if len(name) > MAX_NAME_CHARS:
+        raise _MalformedError(f"the tensor name {label} has {len(name)} characters")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _MalformedError(f"tensor {label} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from zeropoint import heap
+from zeropoint import documents, heap
+from zeropoint.checkpoint import rendering
 from zeropoint.checkpoint.reader import Checkpoint
+from zeropoint.checkpoint.tokenizer_bounds import package_errors, require_bounded
 from zeropoint.errors import CheckpointError, TextError
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from tokenizers import Tokenizer as Backend
 
 Message = Mapping[str, Any]
@@ -43,36 +42,41 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the tokens of a text; with add_special_tokens also those its model wants at the ends, such as bos."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TextError(f"the text holds half of a character, {text[error.start]!r}; give text") from error
+        with package_errors(f"{self.path}: tokenizer.json cannot be used on the text", "; get it again"):
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of tokens."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        with package_errors(f"{self.path}: tokenizer.json cannot be used on tokens", "; get it again"):
+            return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the text of a conversation as the model was trained to see it, up to where the assistant begins.
 
         Raises: CheckpointError if there is no chat template or it is broken; TextError if it refuses the messages.
         """
-        from jinja2.exceptions import TemplateError
-
         if self.chat_template is None:
             raise CheckpointError(
                 f"{self.path}: the model has no chat template; give plain text, or use the instruction-tuned model"
             )
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            **self.named,
+        }
         try:
-            return _compile(self.chat_template).render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.named,
-            )
-        except _RefusedError as error:
+            return rendering.render(self.chat_template, variables)
+        except rendering.RefusedError as error:
             raise TextError(f"{self.path}: the chat template refuses the messages: {error}") from error
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except rendering.BrokenError as error:
             raise CheckpointError(
-                f"{self.path}: the chat template cannot be used ({type(error).__name__}: {error}); "
+                f"{self.path}: the chat template cannot be used ({error}); "
                 "check that each message has a role and a content, or give plain text"
             ) from error
 
@@ -101,10 +105,9 @@ def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     content = checkpoint.side_file("tokenizer.json")
     if content is None:
         return None
-    try:
+    with package_errors(f"{checkpoint.path}: tokenizer.json cannot be read"):
         backend = Backend.from_str(content.decode())
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{checkpoint.path}: tokenizer.json cannot be read ({str(error)[:200]})") from error
+        require_bounded(backend)
     del content
     heap.give_back()
     backend.no_truncation()  # a file saved by a training script cuts every text at its own window
@@ -121,52 +124,12 @@ def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     )
 
 
-class _RefusedError(Exception):
-    """What a chat template says when it calls raise_exception."""
-
-
-def _compile(source: str) -> Template:
-    """Return a template in an environment like transformers': sandboxed, because a template is a stranger's code."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """{% generation %} marks what the assistant said, for training; it renders as what is inside."""
-
-        tags = {"generation"}  # noqa: RUF012  jinja2's own attribute
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> NoReturn:
-        raise _RefusedError(message)
-
-    def to_json(
-        value: object,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:  # jinja2's own filter escapes HTML
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    extensions = [Generation, loopcontrols]
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
-    return environment.from_string(source)
-
-
 def _side_json(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     """Return the JSON object in a side file, {} if there is no such file."""
     try:
-        content = json.loads((checkpoint.side_file(name) or b"{}").decode())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{checkpoint.path}: {name} is not JSON ({error})") from error
+        content = documents.parse_json(checkpoint.side_file(name) or b"{}")
+    except documents.MalformedError as error:
+        raise CheckpointError(f"{checkpoint.path}: {name} {error}; get the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{checkpoint.path}: {name} holds a {type(content).__name__}, not a JSON object")
     return content

@@ -211,12 +211,14 @@ class Writer:
         renamed = os.path.lexists(self._final) and not self.folder.exists()  # a run died while it was tidying up
         if restart or renamed:
             _empty(self.work)
+        if self.folder.is_symlink():  # what it leads to is not ours to tidy
+            self.folder.unlink()
         self._found = (self.work / JOURNAL).exists()
         journal = Journal(self.work)
         self._found = len(journal.steps) > 1
         self._refuse_existing()
         if self._found:
-            changed = differences(msgspec.json.decode(journal.steps[0].data, type=dict[str, str]), self._begun)
+            changed = differences(journal.steps[0].read(dict[str, str]), self._begun)
             if changed:
                 raise OutputError(
                     f"{self.output}: an unfinished run is kept that was started otherwise: {changed}; give its command "

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, TypeAlias
 
 import msgspec
 
+from zeropoint import documents
 from zeropoint.errors import InputError, InternalError, OutputError
 
 Interval95: TypeAlias = tuple[float, float]
@@ -34,6 +35,9 @@ RESULTS = "results.json"
 MANIFEST = "zeropoint-manifest.json"
 """The file beside a model's weights by which `verify` knows them again: a Manifest."""
 
+MAX_BYTES = 1 << 28
+"""A result is smaller: a row for each of a hundred thousand layers takes 100 MB."""
+
 FALLBACK_LIMIT = 0.1
 """Share of the layers that may have come out otherwise than asked before a run counts as failed."""
 
@@ -44,13 +48,15 @@ MEASURED_WITH = ("zeropoint", "torch", "numpy", "tokenizers", "gguf")
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A struct of finite numbers that is kept as one JSON document, its keys in the order of its fields.
 
-    Raises: InternalError, naming the field, when a number is NaN or infinite.
+    Raises: InternalError, naming the field, when a number is NaN, infinite or of more than 64 bits.
     """
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            for where, number in _floats(getattr(self, name), name):
-                if not math.isfinite(number):
+            for where, number in _numbers(getattr(self, name), name):
+                if isinstance(number, int) and number.bit_length() > 64:
+                    raise InternalError(f"{type(self).__name__}.{where} has {number.bit_length()} bits; 64 are enough")
+                if isinstance(number, float) and not math.isfinite(number):
                     raise InternalError(f"{type(self).__name__}.{where} is {number}; results hold finite numbers only")
 
     def save(self, path: str | Path) -> None:
@@ -78,10 +84,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         """
         path = Path(path)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
+            return msgspec.json.decode(documents.read_bytes(path, MAX_BYTES), type=cls)
         except OSError as error:
             raise InputError(f"{path}: no readable result ({error.strerror})") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (
+            msgspec.MsgspecError,
+            UnicodeDecodeError,
+            RecursionError,
+            documents.MalformedError,
+            InternalError,  # a number that is none
+        ) as error:
             raise InputError(f"{path}: not {cls.__name__} as zeropoint writes it: {error}; make it again") from error
 
 
@@ -754,13 +766,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or "unknown processor"
 
 
-def _floats(value: object, where: str) -> Iterator[tuple[str, float]]:
-    """Yield every float in plain containers, with its place; nested structs have seen to their own."""
-    if isinstance(value, float):
+def _numbers(value: object, where: str) -> Iterator[tuple[str, float | int]]:
+    """Yield every number in plain containers, with its place; nested structs have seen to their own."""
+    if isinstance(value, float | int):
         yield where, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _floats(item, f"{where}.{key}")
+            yield from _numbers(item, f"{where}.{key}")
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
-            yield from _floats(item, f"{where}[{index}]")
+            yield from _numbers(item, f"{where}[{index}]")

@@ -35,8 +35,7 @@ Importing this file does not import torch: `schemes` also serves `zeropoint insp
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -44,6 +43,7 @@ import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
 from zeropoint.formats import _inputs, _outliers, _scales, _tables
+from zeropoint.patterns import PatternError, compile_quick
 from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, Scheme, StoredArray, divisors
 
 if TYPE_CHECKING:
@@ -306,7 +306,9 @@ def config(
 
 def note(quantization_config: Mapping[str, Any]) -> str | None:
     """Return what has to be said about who can open a model that `config` describes so; None where all readers can."""
-    formats = {tuple(group["targets"]): group["format"] for group in quantization_config["config_groups"].values()}
+    declared = quantization_config.get("format")
+    groups = quantization_config["config_groups"].values()
+    formats = {tuple(group["targets"]): group.get("format", declared) for group in groups}
     notes = [_outliers.NOTE] if _outliers.FORMAT in formats.values() else []
     return "; ".join((*notes, *_tables.notes(formats))) or None
 
@@ -357,11 +359,12 @@ def _resolve(
             continue
         found = _schemes_of(f"quantization_config, group {group_name!r}", group, stored.format)
         of_target |= dict.fromkeys(group.targets, found)
+    matchers = _matchers({*of_target, *(stored.ignore or ())})
     # The package sorts patterns, so that which of two matching ones wins does not depend on the order of the file.
     ordered = sorted(of_target, key=lambda target: ("re:" in target, target))
     for name in layer_names:
-        ignored = any(_matches(name, target) or target in LINEAR_CLASSES for target in stored.ignore or ())
-        matching = [target for target in ordered if _matches(name, target)]
+        ignored = any(matchers[target](name) or target in LINEAR_CLASSES for target in stored.ignore or ())
+        matching = [target for target in ordered if matchers[target](name)]
         matching += [target for target in ordered if target in LINEAR_CLASSES]
         yield name, of_target[matching[0]] if matching and not ignored else None
 
@@ -482,14 +485,16 @@ def _implied_strategy(group_size: int | None) -> str:
     return "channel" if group_size == -1 else "group"
 
 
-def _matches(name: str, target: str) -> bool:
-    """Say whether a target, a name or "re:" and a regular expression for the start of a name, means this linear."""
-    if not target.startswith("re:"):
-        return target == name
+def _matchers(targets: Collection[str]) -> dict[str, Callable[[str], object]]:
+    """Return for each target, a name or "re:" and a regular expression for the start of a name, what says if it is one.
+
+    Raises: CheckpointError for a pattern that is none or could take for ever.
+    """
     try:
-        return re.match(target.removeprefix("re:"), name) is not None
-    except re.error as error:
-        raise CheckpointError(f"quantization_config: {target!r} is not a regular expression: {error}") from error
+        compiled = compile_quick(targets)
+    except PatternError as error:
+        raise CheckpointError(f"quantization_config: {error}") from error
+    return {target: compiled[target].match if target in compiled else target.__eq__ for target in targets}
 
 
 def _as_stored(scheme: Scheme) -> Scheme:
@@ -606,6 +611,8 @@ def _shape(name: str, stored: StoredArray) -> tuple[int, int]:
     if not stored.dtype.startswith(("int", "uint")) or stored.values.size != 2:
         raise CheckpointError(f"{name} is {stored.dtype} {stored.values.shape}; it must be two integers: rows, columns")
     rows, cols = (int(v) for v in stored.values.reshape(2))
+    if max(rows, cols) >= 1 << 31:
+        raise CheckpointError(f"{name} says ({rows}, {cols}); no weight is so large")
     return rows, cols
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from zeropoint.errors import ArchitectureError
+from zeropoint.models._values import flag, number, whole
 from zeropoint.models.parts import Array, Block, Config, Flow, Ops, Stage, State, add_to_residual, branch
 from zeropoint.models.rope import Rope
 
+MAX_LAYERS = 10_000
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -82,6 +84,22 @@ class Model:
         head = () if self.config.tied_embeddings else ("lm_head.weight",)
         return ("model.embed_tokens.weight", "model.norm.weight", *head)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        config = self.config
+        hidden, queries, keys = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        shapes = {
+            "q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden),
+            "o_proj": (hidden, queries),
+            "gate_proj": (config.intermediate_size, hidden), "up_proj": (config.intermediate_size, hidden),
+            "down_proj": (hidden, config.intermediate_size),
+            "embed_tokens": (config.vocab_size, hidden), "lm_head": (config.vocab_size, hidden),
+        }  # fmt: skip
+        *_, part, kind = name.split(".")
+        matrix = shapes.get(part)
+        if matrix is None:
+            return (hidden,)
+        return matrix if kind == "weight" else matrix[:1]
+
     def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
         return ops.embed(tokens, weights["model.embed_tokens.weight"])
 
@@ -95,15 +113,9 @@ def read_config(config: Mapping[str, Any]) -> Config:
 
     Raises: ArchitectureError naming a key that is missing or a value that would change the result and is not covered.
     """
-    wanted = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    for key in wanted:
-        if not isinstance(config.get(key), int) or config[key] < 1:
-            raise ArchitectureError(
-                f"config.json: {key} is {config.get(key)!r}; a Llama model needs a positive integer there"
-            )
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    heads, hidden = whole(config, "num_attention_heads"), whole(config, "hidden_size")
+    kv_heads = whole(config, "num_key_value_heads", heads)
+    head_dim = whole(config, "head_dim", hidden // heads or None)
     if heads % kv_heads or head_dim % 2:
         raise ArchitectureError(
             f"config.json: {heads} heads in {kv_heads} groups of head_dim {head_dim}; "
@@ -116,18 +128,18 @@ def read_config(config: Mapping[str, Any]) -> Config:
         )
     return Config(
         model_type=str(config["model_type"]),
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
+        hidden_size=hidden,
+        intermediate_size=whole(config, "intermediate_size"),
+        layers=whole(config, "num_hidden_layers", most=MAX_LAYERS),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        vocab_size=config["vocab_size"],
-        max_positions=int(config.get("max_position_embeddings", 2048)),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        vocab_size=whole(config, "vocab_size"),
+        max_positions=whole(config, "max_position_embeddings", 2048),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
         activation=activation,
-        attention_bias=bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        attention_bias=flag(config, "attention_bias"),
+        mlp_bias=flag(config, "mlp_bias"),
+        tied_embeddings=flag(config, "tie_word_embeddings"),
         rope=Rope.from_config(config, head_dim),
     )

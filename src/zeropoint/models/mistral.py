@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from zeropoint.errors import ArchitectureError
 from zeropoint.models import llama
+from zeropoint.models._values import whole
 
 FLOW = llama.FLOW
 
@@ -21,7 +22,9 @@ class Model(llama.Model):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         # MistralConfig's own default is a window of 4096: a missing key means a window, only null means none
         window = config.get("sliding_window", 4096)
-        if window is not None and window < config.get("max_position_embeddings", 4096 * 32):
+        if window is not None and whole(config, "sliding_window", 4096) < whole(
+            config, "max_position_embeddings", 4096 * 32
+        ):
             raise ArchitectureError(
                 f"config.json: sliding_window is {window}; Mistral is covered without one only (sliding_window: null)"
             )

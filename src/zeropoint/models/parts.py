@@ -187,6 +187,9 @@ class Model(Protocol):
     def outer_tensors(self) -> tuple[str, ...]:
         """Return the full names of the tensors outside the blocks (embeddings, last norm, head)."""
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one of these tensors, as the config has it."""
+
     def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
         """Return (batch, time, hidden) for int tokens (batch, time)."""
 

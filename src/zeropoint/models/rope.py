@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.errors import ArchitectureError
+from zeropoint.models._values import number, table
 
 ROPE_TYPES = ("default", "linear", "llama3")
 
@@ -35,28 +36,34 @@ class Rope:
     def from_config(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
         """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
 
-        Raises: ArchitectureError for a rope type that is not in ROPE_TYPES or a missing parameter.
+        Raises: ArchitectureError for a rope type that is not in ROPE_TYPES, a parameter that is missing or no number.
         """
-        found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = str(found.get("rope_type", found.get("type", "default")))
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        found = table(config, key)
+        rope_type = found.get("rope_type", found.get("type", "default"))
         if rope_type not in ROPE_TYPES:
             raise ArchitectureError(
-                f"config.json: rope type {rope_type!r} is not known; known are {', '.join(ROPE_TYPES)}"
+                f"config.json: rope type {str(rope_type)[:60]!r} is not known; known are {', '.join(ROPE_TYPES)}"
             )
-        if float(config.get("partial_rotary_factor") or found.get("partial_rotary_factor") or 1.0) != 1.0:
-            raise ArchitectureError(
-                "config.json: partial_rotary_factor other than 1 is not covered by this architecture"
-            )
+        for where in (config, found):
+            if number(where, "partial_rotary_factor", 1.0) != 1.0:
+                raise ArchitectureError(
+                    "config.json: partial_rotary_factor other than 1 is not covered by this architecture"
+                )
         wanted = {
             "default": (),
             "linear": ("factor",),
             "llama3": ("factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"),
-        }[rope_type]
+        }[str(rope_type)]
         missing = [name for name in wanted if name not in found]
         if missing:
             raise ArchitectureError(f"config.json: rope type {rope_type!r} lacks {', '.join(missing)}")
-        theta = float(found.get("rope_theta") or config.get("rope_theta") or 10000.0)
-        return cls(head_dim, theta, rope_type, tuple((name, float(found[name])) for name in wanted))
+        theta = number(found if found.get("rope_theta") else config, "rope_theta", 10000.0)
+        scaling = tuple((name, number(found, name)) for name in wanted)
+        values = dict(scaling)
+        if rope_type == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
+            raise ArchitectureError("config.json: low_freq_factor of the rope must be below high_freq_factor")
+        return cls(head_dim, theta, str(rope_type), scaling)
 
     def frequencies(self) -> NDArray[np.float32]:
         """Return the angle per position of each pair of features in radians: float32 (head_dim / 2,)."""

@@ -20,6 +20,7 @@ import heapq
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
@@ -34,6 +35,9 @@ Tokens: TypeAlias = NDArray[np.int32]
 
 PIECE_CHARS = 1 << 16
 """Longer texts are tokenized in pieces of at most this many characters, which end where a line does if one does."""
+
+MAX_LINE_BYTES = 1 << 26
+"""A line of a .jsonl file, one document, is in memory as a whole."""
 
 RANDOM = "random tokens"
 """The name of what is calibrated on where no text is."""
@@ -333,7 +337,9 @@ def _jsonl_texts(path: Path, tokenizer: TextTokenizer) -> Iterator[str]:
     decoder = msgspec.json.Decoder(_Line)
     offset = 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
+            if len(raw) > MAX_LINE_BYTES:
+                raise TextError(f"{path}, line {number}: has more than {MAX_LINE_BYTES} bytes; split the document")
             try:
                 line = raw.decode().removeprefix("\ufeff" if number == 1 else "").strip(" \t\r\n")
             except UnicodeDecodeError as error:

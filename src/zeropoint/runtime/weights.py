@@ -16,6 +16,8 @@ from zeropoint.types import InputScheme, PackedWeight, QTensor, Scheme, StoredAr
 if TYPE_CHECKING:
     from torch import Tensor
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 class Weights:
     """Reads the weights of one checkpoint; holds none of them.
@@ -23,12 +25,17 @@ class Weights:
     model: the architecture. schemes: for each linear of the blocks its scheme, or None where it is float.
     inputs: for each of them how its input is rounded, or None where it stays float.
     tables: embedding and head, one where they are tied. table_schemes: for the name of each its scheme, or None.
-    Raises: CheckpointError if a tensor that the architecture needs is missing.
+    Raises: CheckpointError if a tensor that the architecture needs is missing, or is not what config.json says.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.model: Model = load_model(checkpoint.config)
+        if self.model.config.layers > len(checkpoint.tensors):  # before a name for each of them is made
+            raise CheckpointError(
+                f"{checkpoint.path}: num_hidden_layers is {self.model.config.layers}, and there are "
+                f"{len(checkpoint.tensors)} tensors; config.json belongs to another model"
+            )
         self._format: Any = None
         self.schemes: Mapping[str, Scheme | None] = dict.fromkeys(linear_names(self.model))
         self.inputs: Mapping[str, InputScheme | None] = dict.fromkeys(self.schemes)
@@ -49,6 +56,7 @@ class Weights:
             return self.checkpoint.read(f"{name}.weight")
         parts = {part: self.checkpoint.read(part) for part in self._tensor_names(name, scheme)}
         unpacked: QTensor = self._format.unpack(name, parts, scheme, self.inputs[name])
+        self._require_shape(name, unpacked.shape, self.model.shape(f"{name}.weight"))
         return unpacked
 
     def packed_linear(self, name: str) -> PackedWeight | None:
@@ -61,6 +69,7 @@ class Weights:
             return None
         parts = {part: self._stored(part) for part in self._tensor_names(name, scheme)}
         packed: PackedWeight = self._format.read_packed(name, parts, scheme, self.inputs[name])
+        self._require_shape(name, packed.shape, self.model.shape(f"{name}.weight"))
         return packed
 
     def block(self, index: int, ops: Ops, *, without: Collection[str] = ()) -> Block:
@@ -210,21 +219,44 @@ class Weights:
                 f"{self.checkpoint.path}: a {self.model.config.model_type} model needs {', '.join(missing[:3])}{more}, "
                 "which is not there; the download may be incomplete, or config.json belongs to another model"
             )
-        self._require_vocabulary()
+        self._require_shapes()
 
-    def _require_vocabulary(self) -> None:
+    def _require_shapes(self) -> None:
+        """Hold what is stored as floats against the config; of what is quantized its codes say the shape when read."""
+        codes = {name for table in self.tables if self.table_schemes[table.name] for name in self._table_names(table)}
+        for name in self._used():
+            if self.schemes.get(name.rpartition(".")[0]) is not None:
+                continue
+            info = self.checkpoint.tensors[self.checkpoint.tied.get(name, name)]
+            if name in codes:
+                self._require_vocabulary(name, info.shape)
+                continue
+            self._require_shape(name, info.shape, self.model.shape(name))
+            if info.dtype in DTYPES and info.dtype not in FLOATS:
+                raise CheckpointError(
+                    f"{self.checkpoint.path}: {name} is stored as {info.dtype}, and nothing says how it is quantized; "
+                    f"{', '.join(FLOATS)} are read as they are"
+                )
+
+    def _require_vocabulary(self, name: str, shape: tuple[int, ...]) -> None:
         rows = self.model.config.vocab_size
-        for table in self.tables:
-            for name in self._table_names(table) if self.table_schemes[table.name] is not None else ():
-                shape = self.checkpoint.tensors[name].shape
-                if shape[:1] != (rows,):
-                    raise CheckpointError(
-                        f"{self.checkpoint.path}: {name} has the shape {shape}, and config.json a vocabulary of {rows} "
-                        "tokens; config.json belongs to another model"
-                    )
+        if shape[:1] != (rows,):
+            raise CheckpointError(
+                f"{self.checkpoint.path}: {name} has the shape {shape}, and config.json a vocabulary of {rows} "
+                "tokens; config.json belongs to another model"
+            )
+
+    def _require_shape(self, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if found != wanted:
+            raise CheckpointError(
+                f"{self.checkpoint.path}: {name} has the shape {found}, and by config.json {wanted}; "
+                "config.json belongs to another model"
+            )
 
 
-def _format_of(quantization: Mapping[str, Any]) -> Any:
+def _format_of(quantization: object) -> Any:
+    if not isinstance(quantization, dict):
+        raise CheckpointError(f"config.json: quantization_config is {str(quantization)[:60]!r}; a table belongs there")
     method = str(quantization.get("quant_method", "compressed-tensors"))
     name = method.replace("-", "_")
     if name not in find.names("formats"):

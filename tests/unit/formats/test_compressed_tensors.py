@@ -421,7 +421,7 @@ def test_weights_that_are_not_supported_are_named(changes: dict[str, Any], messa
         ({"transform_config": {"config_groups": {"u": {}}}}, "transforms at run time"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
         ({"config_groups": {"W4A16": ["Linear"]}}, "Expected `object`, got `array`"),
-        ({"config_groups": {"0": group(["re:("])}}, r"'re:\(' is not a regular expression"),
+        ({"config_groups": {"0": group(["re:("])}}, r"'re:\(' is no regular expression"),
         (
             {"config_groups": {"0": group(["Linear"], format="int-quantized")}},
             "format 'int-quantized' is not supported",
