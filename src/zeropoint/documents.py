@@ -21,6 +21,9 @@ MAX_JSON_BYTES = 1 << 26
 """An index of a million tensors; as objects of Python twenty times as much."""
 
 
+READ_BYTES = 1 << 20
+
+
 class MalformedError(ValueError):
     """What is wrong with a document, the end of a sentence; whoever knows the file's name puts it in front."""
 
@@ -30,11 +33,13 @@ def read_bytes(file: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
     Raises: MalformedError if it has more than `limit` bytes; OSError.
     """
+    content = bytearray()
     with file.open("rb") as opened:
-        content = opened.read(limit + 1)
+        while part := opened.read(min(READ_BYTES, limit + 1 - len(content))):  # read(n) takes n bytes first
+            content += part
     if len(content) > limit:
         raise MalformedError(f"is larger than {limit} bytes")
-    return content
+    return bytes(content)
 
 
 def parse_json(content: bytes) -> Any:

@@ -4,7 +4,7 @@ A run is a few phases after one another, and each holds some things at once:
 
     embed     the embedding as it is stored, the embedded texts
     observe   the block so far, the texts, one batch on its way through a stage, the statistics of its input
-    round     the block so far, the texts, H and its factor, and for each worker one weight in a few copies
+    round     the block so far, the texts, H and its inverse, and for each worker one weight in a few copies
     run       the block so far, the texts, one batch on its way through a stage
     judge     two versions of the block, the texts, the held-out windows
     refine    the block with its latents and gradients; or all blocks, and the head
@@ -35,11 +35,8 @@ BASE_BYTES = 300 << 20
 ACTIVATION_BYTES = 2 << 30
 """Activations of the texts above this wait on disk where no limit is given."""
 
-WEIGHT_COPIES = 5.0
+WEIGHT_COPIES = 4.0
 """Copies of a weight in float32 while it is rounded: itself, what is aimed at, what is left to round, codes, errors."""
-
-MOMENT_COPIES = 2.0
-"""Matrices as large as H while a weight is rounded by GPTQ: H, and its factor, which is inverted in place."""
 
 LOGIT_COPIES = 5.0
 """Copies of the logits of some tokens while two distributions are held against one another."""
@@ -177,13 +174,13 @@ class _Work:
             if self.needed and reads_text:
                 yield Phase("observe", here | {"statistics": moments, "batch": self._stage_bytes(stage)}, texts[0])
             at_once = sorted((rows * each for rows, each in shapes), reverse=True)[:workers]
-            factor = (MOMENT_COPIES - 1) * cols * cols * FLOAT_BYTES if "second_moment" in self.needed else 0.0
+            inverse = cols * cols * FLOAT_BYTES if self.recipe.rounding.method != "rtn" else 0  # beside H, for all
             yield Phase(
                 "round",
                 here
                 | {
                     "statistics": moments,
-                    "factors": int(factor * len(at_once)),
+                    "inverse": inverse,
                     "weights": int(WEIGHT_COPIES * FLOAT_BYTES * sum(at_once)),
                 },
                 texts[0],
