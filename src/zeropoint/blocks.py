@@ -30,7 +30,7 @@ from zeropoint.models.parts import Block, FloatBlock
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
-from zeropoint.observe.walk import Visit, observe, visits
+from zeropoint.observe.walk import Visit, observe, require_finite_output, visits
 from zeropoint.planning.schemes import Plans
 from zeropoint.qparams import outliers, static_or_dynamic
 from zeropoint.qparams.affine import restore
@@ -189,7 +189,7 @@ def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, be
             beside.shadow.finish(visit.stage, flow)
         if visit.stage is flow[-1]:
             finished = _finish(visit, floats, layers, source, ops, beside)
-    beside.probe = block.run(flow, beside.probe)
+    beside.probe = require_finite_output(block.run(flow, beside.probe), index)
     return finished
 
 

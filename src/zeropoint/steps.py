@@ -500,16 +500,19 @@ class _Outputs(Sequence[Tensor]):
 
 
 def as_written(weights: Weights, name: str) -> Tensor:
-    """Return a tensor that stays float as the output has it: as stored, but bfloat16 where it was in a block type."""
-    info = weights.checkpoint.tensors[name]
+    """Return a tensor that stays float as the output has it: as stored, but bfloat16 where it was in a block type.
+
+    Raises: NonFiniteError for NaN or infinity in what the architecture uses; what else there is may hold them.
+    """
+    info = weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]
     if not in_blocks(info):
-        return weights.checkpoint.read(name)
+        return weights.checkpoint.read(name) if name in weights.skipped() else weights.read(name)
     written = torch.empty(info.shape, dtype=written_dtype(info))
     # in slabs: an embedding in float32 beside itself in bfloat16 would be the most memory that a small model takes
     step = max(1, SLAB_VALUES // max(1, written[0].numel()))
     for start in range(0, len(written), step):
         stop = min(start + step, len(written))
-        written[start:stop] = torch.from_numpy(weights.checkpoint.read_array(name, rows=(start, stop)))
+        written[start:stop] = weights.float_rows(name, start, stop)
     return written
 
 

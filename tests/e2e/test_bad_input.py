@@ -58,7 +58,7 @@ def nan_weight(model: Path) -> list[str]:
 
 def infinite_norm(model: Path) -> list[str]:
     change_weight(model, "model.layers.1.input_layernorm.weight", float("inf"))
-    return ["block 1", "q_proj"]
+    return ["model.layers.1.input_layernorm.weight", "infinite"]
 
 
 def missing_tensor(model: Path) -> list[str]:

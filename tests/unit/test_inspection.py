@@ -63,7 +63,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 3] = float("nan")
     save_file(tensors, model / "model.safetensors")
-    with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.mlp\.up_proj: 1 of 6144"):
+    with pytest.raises(NonFiniteError, match=r"model\.layers\.1\.mlp\.up_proj\.weight: 1 of 6144"):
         inspect(model)
 
 

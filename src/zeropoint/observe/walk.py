@@ -19,6 +19,7 @@ from torch import Tensor
 from zeropoint import find
 from zeropoint.errors import NonFiniteError
 from zeropoint.models.parts import Block, Flow, Model, Stage, State
+from zeropoint.observe._finite import check_finite
 from zeropoint.observe.activations import Activations
 from zeropoint.types import Stats
 
@@ -51,7 +52,26 @@ def visits(block: Block, index: int, flow: Flow, activations: Activations) -> It
     """Visit every stage of one block, in order, and run it over all activations, which are behind the block at last."""
     for stage in flow:
         yield Visit(index, stage, block, activations)
-        activations.map(partial(block.finish, stage))
+        activations.map(partial(_finish, block, index, stage, last=stage is flow[-1]))
+
+
+def _finish(block: Block, index: int, stage: Stage, state: State, *, last: bool) -> State:
+    state = block.finish(stage, state)
+    if last:
+        require_finite_output(state.x, index)
+    return state
+
+
+def require_finite_output(x: Tensor, index: int) -> Tensor:
+    """Return what leaves a block if it is finite, whether anybody observes it or not.
+
+    Raises: NonFiniteError naming the block.
+    """
+    try:
+        check_finite(torch.stack(torch.aminmax(x)), x)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"block {index}, output: {error}") from error
+    return x
 
 
 def run_blocks(model: Model, load_block: Callable[[int], Block], activations: Activations) -> Iterator[int]:

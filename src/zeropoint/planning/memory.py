@@ -267,8 +267,8 @@ class _Work:
         return stages * options.held_out * options.length * config.hidden_size * FLOAT_BYTES
 
     def _table_bytes(self, index: int) -> int:
-        table = self.weights.tables[index]
-        return self.weights.checkpoint.tensors[f"{table.name}.weight"].size_bytes
+        name, checkpoint = f"{self.weights.tables[index].name}.weight", self.weights.checkpoint
+        return checkpoint.tensors[checkpoint.tied.get(name, name)].size_bytes
 
     def _head_bytes(self) -> int:
         """Return the head as it is stored and in float32."""

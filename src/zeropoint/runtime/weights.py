@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
+from zeropoint.checkpoint.finite import require_finite
 from zeropoint.checkpoint.reader import Checkpoint
 from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
@@ -49,11 +50,15 @@ class Weights:
             self.table_schemes = self._format.table_schemes(quantization, tuple(self.table_schemes))
         self._require_tensors()
 
+    def read(self, name: str) -> Tensor:
+        """Return a float tensor as it is stored. Raises: NonFiniteError, with its name, for NaN or infinity in it."""
+        return require_finite(name, self.checkpoint.read(name))
+
     def linear(self, name: str) -> Tensor | QTensor:
         """Return the weight of the linear `name` ("model.layers.0.mlp.up_proj"): float as stored, or quantized."""
         scheme = self.schemes.get(name)
         if scheme is None:
-            return self.checkpoint.read(f"{name}.weight")
+            return self.read(f"{name}.weight")
         parts = {part: self.checkpoint.read(part) for part in self._tensor_names(name, scheme)}
         unpacked: QTensor = self._format.unpack(name, parts, scheme, self.inputs[name])
         self._require_shape(name, unpacked.shape, self.model.shape(f"{name}.weight"))
@@ -81,7 +86,7 @@ class Weights:
                 continue
             name = full.removesuffix(".weight")
             weights[full.removeprefix(prefix)] = (
-                ops.prepare(self.linear(name)) if name in self.schemes else self.checkpoint.read(full)
+                ops.prepare(self.linear(name)) if name in self.schemes else self.read(full)
             )
         return Block(self.model.config, ops, weights)
 
@@ -89,12 +94,12 @@ class Weights:
         """Return the float block `index`. dtypes: by local name, of the tensors that are written as floats."""
         prefix = self.model.block_name(index)
         names = self.model.block_tensors(index)
-        tensors = {name.removeprefix(f"{prefix}."): self.checkpoint.read(name).float() for name in names}
+        tensors = {name.removeprefix(f"{prefix}."): self.read(name).float() for name in names}
         return FloatBlock(prefix, self.model.config, tensors, dtypes)
 
     def float_linear(self, name: str) -> Tensor:
         """Return the weight of the float linear `name` as float32 (rows, cols)."""
-        return self.checkpoint.read(f"{name}.weight").float()
+        return self.read(f"{name}.weight").float()
 
     def restored_linear(self, name: str) -> Tensor:
         """Return the float32 values (rows, cols) of the linear `name`; of a quantized one what its codes stand for."""
@@ -120,9 +125,9 @@ class Weights:
 
         values = self.checkpoint.read_array(name, rows=(start, stop))
         if values.dtype == "float32":  # of a block type too, whatever its name
-            return torch.from_numpy(values)
+            return require_finite(name, torch.from_numpy(values))
         stored = self.checkpoint.tensors[self.checkpoint.tied.get(name, name)].dtype
-        return torch.from_numpy(values).view(getattr(torch, DTYPES[stored].torch_name)).float()
+        return require_finite(name, torch.from_numpy(values).view(getattr(torch, DTYPES[stored].torch_name))).float()
 
     def packed_table(self, name: str, rows: tuple[int, int]) -> PackedWeight:
         """Return rows (start, stop) of a quantized embedding or head as they are packed. No torch is needed for it."""
@@ -134,7 +139,7 @@ class Weights:
         """Return an embedding or a head: float as stored, or quantized."""
         scheme = self.table_schemes[name]
         if scheme is None:
-            return self.checkpoint.read(f"{name}.weight")
+            return self.read(f"{name}.weight")
         parts = self._table_parts(name, (0, self.model.config.vocab_size))
         unpacked: QTensor = self._format.unpack_table(name, parts, scheme, self._cols)
         return unpacked
@@ -165,7 +170,7 @@ class Weights:
     def head(self, ops: Ops) -> dict[str, Any]:
         """Return what `Model.head` needs: the last norm, and the head prepared for `ops` (the embedding when tied)."""
         norm = self.model.outer_tensors()[1]
-        return {norm: self.checkpoint.read(norm), f"{HEAD}.weight": ops.prepare(self.table(self.tables[-1].name))}
+        return {norm: self.read(norm), f"{HEAD}.weight": ops.prepare(self.table(self.tables[-1].name))}
 
     def skipped(self) -> tuple[str, ...]:
         """Return the names of tensors in the checkpoint that the architecture does not use, sorted."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from zeropoint import find
+from zeropoint.checkpoint.finite import require_finite
 from zeropoint.checkpoint.reader import Checkpoint
 from zeropoint.errors import RecipeError
 from zeropoint.models.parts import Model
@@ -73,7 +74,7 @@ class Outer:
 
     @cached_property
     def _gain(self) -> Tensor:
-        return self._checkpoint.read(self._norm).float()
+        return require_finite(self._norm, self._checkpoint.read(self._norm)).float()
 
     @cached_property
     def unties(self) -> bool:
@@ -123,4 +124,4 @@ class Outer:
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         values = self._checkpoint.read_array(name, rows=(start, stop))
         rows = torch.from_numpy(values)
-        return rows.view(torch.bfloat16) if values.dtype == np.uint16 else rows
+        return require_finite(name, rows.view(torch.bfloat16) if values.dtype == np.uint16 else rows)
