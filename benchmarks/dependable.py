@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from faults.runs import Runs
-from quality import commit, machine
+from origin import origin
 from random_model import Shape, write_llama
+from rows import zeropoint
 from tiny import make_llama
 
 LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256)
@@ -57,7 +58,7 @@ def main() -> None:
             place.mkdir()
             found[name] = parts[name](place, arguments)
     given = {name: str(value) for name, value in vars(arguments).items()}
-    print(json.dumps({"arguments": given, "machine": machine(), "commit": commit(), **found}))
+    print(json.dumps({"arguments": given, **origin(), **found}))
 
 
 def kills(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def large(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     print(f"{stored / 1e9:.1f} GB in {model}", flush=True)
     changes = [*RANDOM, "--set", "calibration.samples=32", "--set", "calibration.length=512"]
     options = [*changes, "--max-memory", arguments.max_memory]
-    plan = zeropoint("plan", model, *options, "--json")
+    plan = zeropoint("plan", model, *options)
     print(f"planned peak {plan['peak_memory_bytes'] / 1e9:.2f} GB, time {plan['elapsed_s'] / 3600:.2f} h", flush=True)
     command = [sys.executable, "-m", "zeropoint", "quantize", str(model), "-o", str(folder / "out"), *options]
     blocks: list[float] = []
@@ -169,7 +170,7 @@ def plans(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     print(f"{'':>40}{'peak':>8}{'size':>8}{'time':>8}   real / planned")
     for name, model, options in asked:
-        result = zeropoint("quantize", model, "-o", folder / "out", "--overwrite", *options, "--json")
+        result = zeropoint("quantize", model, "-o", folder / "out", "--overwrite", *options)
         plan = result["plan"]
         row = {
             "name": name,
@@ -182,16 +183,6 @@ def plans(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"{name:>40}{row['peak']:>8.2f}{row['size']:>8.4f}{row['time']:>8.2f}", flush=True)
         rows.append(row)
     return rows
-
-
-def zeropoint(*arguments: object) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "zeropoint", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    if done.returncode not in (0, 1):
-        raise SystemExit(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def peak_of(pid: int) -> int:

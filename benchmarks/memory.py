@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quality import commit, machine, zeropoint
+from origin import origin
+from rows import zeropoint
 from tiny import make_llama
 
 COLUMNS = ("layers", "model MB", "peak MB", "noise MB", "more MB", "block MB", "if kept MB")
@@ -37,7 +38,7 @@ def main() -> None:
         for layers in arguments.layers:
             rows.append(measure(layers, Path(folder), arguments))
             print(table_row(rows[-1], rows[-2] if len(rows) > 1 else None), flush=True)
-    print(json.dumps({"arguments": vars(arguments), "machine": machine(), "commit": commit(), "rows": rows}))
+    print(json.dumps({"arguments": vars(arguments), **origin(), "rows": rows}))
 
 
 def measure(layers: int, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
