@@ -84,7 +84,7 @@ def test_columns_are_those_of_the_loop_with_torch(isa: str, bits: int, symmetric
         qparams = choose_qparams(weight, scheme, "minmax")
         for block in (1, 30, 128, 2000):
             found, expected = (
-                columns(weight[:, order], order, factor, qparams, scheme, block)
+                columns(weight, order, factor, qparams, scheme, block)
                 for columns in (gptq._round_columns, gptq_columns.round_columns)
             )
             assert torch.equal(found, expected), (granularity, rows, cols, block)

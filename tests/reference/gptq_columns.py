@@ -13,9 +13,12 @@ from zeropoint.types import QParams, Scheme
 def round_columns(
     weight: Tensor, order: Tensor, factor: Tensor, qparams: QParams, scheme: Scheme, block: int
 ) -> Tensor:
-    """Return the codes as int8 (rows, cols), columns in the order given. Works on transposes: a column is a row."""
+    """Return the codes as int8 (rows, cols), columns in the order given. Works on transposes: a column is a row.
+
+    weight: (rows, cols), columns in their own order.
+    """
     rows, cols = weight.shape
-    W = weight.T.clone(memory_format=torch.contiguous_format)  # (cols, rows), overwritten by the corrections
+    W = weight.T[order]  # (cols, rows), overwritten by the corrections
     scale = expand(qparams.scale, rows, cols, scheme)[:, order].T.contiguous()
     zero = None
     if qparams.zero_point is not None:
