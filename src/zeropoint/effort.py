@@ -24,7 +24,7 @@ def at_effort(recipe: Recipe, effort: int) -> Recipe:
     calibration = recipe.calibration
     transforms = recipe.transforms or (Choice("smoothquant"),)
     if effort == 0:
-        calibration = msgspec.structs.replace(calibration, tokens="random", samples=4, held_out=0)
+        calibration = msgspec.structs.replace(calibration, tokens="random", samples=2, held_out=0)
         return _replaced(recipe, "rtn", (), recipe.transforms, calibration)
     if effort == 1:
         return _replaced(recipe, "gptq", (), transforms, msgspec.structs.replace(calibration, samples=32))
