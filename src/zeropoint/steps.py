@@ -171,7 +171,7 @@ class Steps:
         """Return what the probe gives behind the head of the written file."""
         assert self.rest is not None
         x = torch.tensor([self.rest.probe])
-        logits = written.model.head(self._ops, written.head(self._ops), x)[0]
+        logits = written.logits(self._ops)(x)[0]
         return probe_of(probe_tokens(written.model.config.vocab_size), logits.float().numpy())
 
     def run(self, limits: Limits) -> None:
@@ -355,12 +355,10 @@ class Steps:
         stages = beside.stages
         if stages is None:
             return
-        head = self._weights.head(self._ops)
+        head = self._weights.logits(self._ops)
 
         def logits(x: Tensor) -> Tensor:
-            own = x if self._rotated is None else self._rotated.rotation.undo(x)
-            found: Tensor = self._weights.model.head(self._ops, head, own)
-            return found
+            return head(x if self._rotated is None else self._rotated.rotation.undo(x))
 
         self._divergences += stages.divergences(logits).items()
 

@@ -247,7 +247,7 @@ def _logits_by_block(weights: Weights, tokens: Sequence[int]) -> NDArray[np.floa
         (x,) = weights.embed(ops, torch.tensor([list(tokens)]), 1)
         for index in range(weights.model.config.layers):
             x = weights.block(index, ops).run(weights.model.flow, x)
-        logits: NDArray[np.float32] = weights.model.head(ops, weights.head(ops), x)[0].numpy()
+        logits: NDArray[np.float32] = weights.logits(ops)(x)[0].numpy()
     return logits
 
 

@@ -8,7 +8,7 @@ A run is a few phases after one another, and each holds some things at once:
     run       the block so far, the texts, one batch on its way through a stage
     judge     two versions of the block, the texts, the held-out windows
     refine    the block with its latents and gradients; or all blocks, and the head
-    head      last norm and head as floats, logits of some tokens
+    head      rows of the head as floats, logits of some tokens; embedding and head as they are written
 
 What a limit can move is the texts, which wait on disk, and the workers, who are fewer then; everything else is the
 least that the model needs. Peaks are those of the process that quantizes, over what Python and torch take themselves.
@@ -26,7 +26,7 @@ from zeropoint.errors import RecipeError
 from zeropoint.models.parts import Stage
 from zeropoint.planning.schemes import Plans, has_shadow, needed, scopes
 from zeropoint.recipe import Recipe
-from zeropoint.runtime.weights import Weights
+from zeropoint.runtime.weights import HEAD_VALUES, Weights
 
 FLOAT_BYTES = 4
 BASE_BYTES = 300 << 20
@@ -193,7 +193,10 @@ class _Work:
             judged = {"block": block, "version": block, "windows": self._held_out_bytes()}
             yield Phase("judge", base | beside | judged, self.text_bytes())
         yield from self._refinements(base, block)
-        head = {"head": self._head_bytes()}
+        vocab, hidden = self.weights.model.config.vocab_size, self.weights.model.config.hidden_size
+        slab = min(HEAD_VALUES, vocab * hidden)
+        stored = max(self._table_bytes(0), self._table_bytes(-1))  # as they are written, or read as a whole
+        head = {"head": max(stored, slab * FLOAT_BYTES + self._table_bytes(-1) * slab // (vocab * hidden))}
         logits = LOGIT_COPIES * LOGIT_ROWS * self.weights.model.config.vocab_size * FLOAT_BYTES
         yield Phase("head", base | head | {"logits": int(logits) if recipe.calibration.held_out else 0})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+HEAD_VALUES = 1 << 26
+"""Values of a head that are in float32 at once where its logits are wanted: 268 MB."""
 
 
 class Weights:
@@ -140,9 +144,7 @@ class Weights:
         scheme = self.table_schemes[name]
         if scheme is None:
             return self.read(f"{name}.weight")
-        parts = self._table_parts(name, (0, self.model.config.vocab_size))
-        unpacked: QTensor = self._format.unpack_table(name, parts, scheme, self._cols)
-        return unpacked
+        return self.table_rows(name, 0, self.model.config.vocab_size)
 
     def restored_table(self, name: str) -> Tensor:
         """Return an embedding or a head: float as stored, or the float32 values that its codes stand for."""
@@ -171,6 +173,39 @@ class Weights:
         """Return what `Model.head` needs: the last norm, and the head prepared for `ops` (the embedding when tied)."""
         norm = self.model.outer_tensors()[1]
         return {norm: self.read(norm), f"{HEAD}.weight": ops.prepare(self.table(self.tables[-1].name))}
+
+    def logits(self, ops: Ops) -> Callable[[Tensor], Tensor]:
+        """Return what makes logits (..., vocabulary) of the last block's output (..., hidden).
+
+        At most HEAD_VALUES of the head are in float32 at once: a larger one is read again, in slabs, each time.
+        """
+        import torch
+
+        norm = self.model.outer_tensors()[1]
+        gain = self.read(norm)
+        rows = max(1, HEAD_VALUES // self._cols)
+        slabs = [
+            (at, min(at + rows, self.model.config.vocab_size)) for at in range(0, self.model.config.vocab_size, rows)
+        ]
+        kept = self.head(ops) if len(slabs) == 1 else None
+
+        def of(x: Tensor) -> Tensor:
+            if kept is not None:
+                whole: Tensor = self.model.head(ops, kept, x)
+                return whole
+            name = self.tables[-1].name
+            heads = ({norm: gain, f"{HEAD}.weight": ops.prepare(self.table_rows(name, *slab))} for slab in slabs)
+            return torch.cat([self.model.head(ops, head, x) for head in heads], dim=-1)
+
+        return of
+
+    def table_rows(self, name: str, start: int, stop: int) -> Tensor | QTensor:
+        """Return rows of an embedding or a head: as float32, or quantized."""
+        scheme = self.table_schemes[name]
+        if scheme is None:
+            return self.float_rows(f"{name}.weight", start, stop)
+        unpacked: QTensor = self._format.unpack_table(name, self._table_parts(name, (start, stop)), scheme, self._cols)
+        return unpacked
 
     def skipped(self) -> tuple[str, ...]:
         """Return the names of tensors in the checkpoint that the architecture does not use, sorted."""
