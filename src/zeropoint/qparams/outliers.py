@@ -49,7 +49,12 @@ def zeroed(values: Tensor, columns: Sequence[int]) -> Tensor:
 
 
 def without(stats: Mapping[str, Stats], columns: Sequence[int]) -> Mapping[str, Stats]:
-    """Return the statistics with the second moment and the drift of an input that holds 0 in these columns."""
+    """Return the statistics with the second moment and the drift of an input that holds 0 in these columns.
+
+    The very same where there are none: what is known of a moment stays known.
+    """
+    if not columns:
+        return stats
     return {
         name: replace(found, matrix=zeroed(zeroed(found.matrix, columns).T, columns).T)
         if isinstance(found, SecondMoment | Drift)

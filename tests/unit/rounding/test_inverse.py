@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zeropoint
+from tiny import make_llama
 from unit.rounding.test_gptq import correlated
+from zeropoint.recipe import load_recipe
 from zeropoint.rounding import RoundingError, inverse
 from zeropoint.rounding.inverse import inverse_of
 from zeropoint.types import SecondMoment
@@ -71,3 +76,12 @@ def test_what_is_not_positive_definite_is_refused_wherever_it_shows(monkeypatch:
         H[place, place + 1] = H[place + 1, place] = 2.0
         with pytest.raises(RoundingError, match=r"not positive definite with damping 0\.01"):
             inverse_of(SecondMoment(H, 10), damping=0.01, act_order=False)
+
+
+def test_linears_that_share_an_input_share_its_inverse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, once = [], inverse._inverse
+    monkeypatch.setattr(inverse, "_inverse", lambda *given, **options: calls.append(1) or once(*given, **options))
+    recipe = load_recipe("w4a16", ["calibration.samples=8", "calibration.length=32", "weights.group_size=16"])
+    result = zeropoint.quantize(make_llama(tmp_path / "model", layers=2), tmp_path / "out", recipe=recipe)
+    assert not any(row.fallback for row in result.layers)
+    assert len(calls) == 2 * 4  # of 7 linears in each block
