@@ -29,8 +29,11 @@ from zeropoint.recipe import Recipe
 from zeropoint.runtime.weights import HEAD_VALUES, Weights
 
 FLOAT_BYTES = 4
-BASE_BYTES = 300 << 20
-"""What Python, torch and our code take by themselves (VmRSS after the imports, before a model is opened)."""
+BASE_BYTES = 350 << 20
+"""What Python, torch and our code take by themselves, 300 MB, and the buffers and threads of products (docs/log.md)."""
+
+MARGIN = 0.97
+"""How much of a limit is planned with: a plan is not exact, and a limit is kept."""
 
 ACTIVATION_BYTES = 2 << 30
 """Activations of the texts above this wait on disk where no limit is given."""
@@ -106,7 +109,7 @@ def plan_memory(weights: Weights, plans: Plans, recipe: Recipe, *, workers: int,
                 f"{weights.checkpoint.path} with the recipe {recipe.name} needs at least {least:,} bytes of memory, "
                 f"{_largest(work)}; it may take {limit_bytes:,}; give more, or lower calibration.batch"
             )
-        limits = _within(work, limit_bytes, workers)
+        limits = _within(work, max(least, int(MARGIN * limit_bytes)), workers)
     phases = [phase.within(limits) for phase in work.phases(limits.workers)]
     return Memory(
         limits=limits,

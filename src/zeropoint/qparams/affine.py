@@ -40,7 +40,7 @@ def dequantize(codes: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     rows, cols = check_shape(codes.shape)
     _check(qparams, rows, cols, scheme)
     grouped = split(codes, scheme).values.float()  # (rows, groups, size)
-    return join(values_of(grouped, *_per_value(qparams)), rows, cols).contiguous()
+    return join(values_of(grouped, *_per_value(qparams), out=grouped), rows, cols).contiguous()
 
 
 def restore(q: QTensor) -> Tensor:
