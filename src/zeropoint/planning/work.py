@@ -7,13 +7,14 @@ in weights (rates.py). What is left, starting, reading, writing and verifying, i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
+import torch
 
 from zeropoint.evaluation.size import stored_bytes
-from zeropoint.models.parts import linear_names
-from zeropoint.planning.rates import FORWARD, PRODUCT, TRIAL, Rates, measure
+from zeropoint.models.parts import Stage, linear_names
+from zeropoint.planning.rates import FORWARD, PRODUCT, SLAB_COLS, TRIAL, Rates, measure
 from zeropoint.planning.schemes import Plans, has_shadow, needed
 from zeropoint.recipe import Recipe
 from zeropoint.refine import distill, learned
@@ -26,6 +27,9 @@ TRIALS = 18
 GRADIENT_FORWARDS = 4.0
 """Forward passes that a gradient takes as long as: forward, and backward for the input and the weights; the weights put
 together from their codes."""
+
+PRODUCT_FLOP = 4.4
+"""Of a weight and a column of H: GPTQ's corrections 1, and three errors of the output by 9/16 of a product each."""
 
 OTHER, OTHER_S, OTHER_BYTES_PER_S = "read, write, verify", 3.0, 2e8
 """The stage that is left: the start of the process that verifies, and what is read, hashed and written."""
@@ -59,18 +63,15 @@ def _stages(weights: Weights, recipe: Recipe, plans: Plans, rates: Rates) -> Ite
 
     block = model.block_name(0)
     columns = [shapes[f"{block}.{stage.linears[0]}"][1] for stage in model.flow]
-    of_stage = [sum(shapes[f"{block}.{name}"][0] for name in stage.linears) for stage in model.flow]
     moment_s = tokens * config.layers * sum(cols**2 for cols in columns) * rates[PRODUCT]
-    factor_flop = config.layers * sum(
-        2 * cols**3 + rows * cols**2 for rows, cols in zip(of_stage, columns, strict=True)
-    )
+    products_s = config.layers * sum(_products(stage, shapes, block) for stage in model.flow) * rates[PRODUCT]
     for choice in recipe.transforms:
         trial_s = forward_s(WINDOWS * options.length) + count * rates[TRIAL]
         yield choice.method, forward_s(tokens) + TRIALS * trial_s
     rounding = recipe.rounding.method
     rounding_s = count * rates[rounding] if count else 0.0
     if "second_moment" in statistics:
-        rounding_s += forward_s(tokens + options.held_out * options.length) + moment_s + factor_flop * rates[PRODUCT]
+        rounding_s += forward_s(tokens + options.held_out * options.length) + moment_s + products_s
     if has_shadow(plans, recipe):
         rounding_s += forward_s(tokens) + 2 * moment_s
     yield rounding, rounding_s
@@ -85,3 +86,12 @@ def _stages(weights: Weights, recipe: Recipe, plans: Plans, rates: Rates) -> Ite
         elif rates.get(choice.method) is not None:
             yield choice.method, count * rates[choice.method]
     yield OTHER, OTHER_S + stored_bytes(weights.checkpoint.tensors) / OTHER_BYTES_PER_S
+
+
+def _products(stage: Stage, shapes: Mapping[str, tuple[int, ...]], block: str) -> float:
+    """Return the FLOP of the inverse of H, and of products with both beyond those of the slabs of rates.py."""
+    linears = [shapes[f"{block}.{name}"] for name in stage.linears]
+    cols = linears[0][1]
+    each = PRODUCT_FLOP * max(0, cols - SLAB_COLS) * sum(rows * cols for rows, cols in linears)
+    alone = torch.get_num_threads() if len(linears) == 1 else 1  # one linear is worked on by one thread
+    return 2 * cols**3 + each * alone
