@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import json
 import random
 import shutil
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +74,8 @@ def kills(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(runs.outputs / "undisturbed")
         runs.run("undisturbed")
         once_s = time.monotonic() - started_s
-        at_random = [{"kill_after_s": chance.uniform(0, once_s)} for _ in range(arguments.kills - half)]
-        return count(runs, [*at_calls, *at_random])
+        at_random = ({"kill_after_s": chance.uniform(0, once_s)} for _ in itertools.count())  # some come too late
+        return count(runs, itertools.chain(at_calls, at_random), kills=arguments.kills)
 
 
 def faults(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -90,11 +92,14 @@ def faults(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         return count(runs, asked)
 
 
-def count(runs: Runs, asked: list[dict[str, Any]]) -> dict[str, Any]:
-    """Disturb a run in each way, and count what came of it."""
-    killed = refused = 0
+def count(runs: Runs, asked: Iterable[dict[str, Any]], kills: int | None = None) -> dict[str, Any]:
+    """Disturb a run in each way, or until so many were killed, and count what came of it."""
+    disturbed = killed = refused = 0
     lost, problems = [], []
-    for index, fault in enumerate(asked):
+    for fault in asked:
+        if killed == kills:
+            break
+        disturbed += 1
         try:
             came = runs.disturb(**fault)
         except AssertionError as problem:
@@ -105,17 +110,17 @@ def count(runs: Runs, asked: list[dict[str, Any]]) -> dict[str, Any]:
         killed += came["killed"]
         refused += "error" in came
         lost.append(came["lost"])
-        if index % 25 == 24:
-            print(f"{index + 1}/{len(asked)}: {killed} killed, {len(problems)} wrong or unfinished", flush=True)
+        if disturbed % 25 == 0:
+            print(f"{disturbed}: {killed} killed, {len(problems)} wrong or unfinished", flush=True)
     most = max(lost, default=0)
     print(
-        f"{len(asked)} disturbed: {killed} killed, {refused} ended with an error, {len(problems)} wrong or unfinished, "
+        f"{disturbed} disturbed: {killed} killed, {refused} ended with an error, {len(problems)} wrong or unfinished, "
         f"at most {most} blocks lost",
         *problems[:5],
         sep="\n",
         flush=True,
     )
-    return {"disturbed": len(asked), "killed": killed, "errors": refused, "problems": problems, "most_lost": most}
+    return {"disturbed": disturbed, "killed": killed, "errors": refused, "problems": problems, "most_lost": most}
 
 
 def large(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
