@@ -124,6 +124,10 @@ def _levels(scheme: Scheme) -> int:
     return scheme.q_max + 1 if scheme.symmetric else scheme.q_max - scheme.q_min + 1
 
 
+_TIE = 1e-12
+"""Nats: windows that differ by less are alike, what differs is the rounding of their sums."""
+
+
 def _best_window(counts: Tensor, below: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Return (first, last): the window [first, last) of bins with the smallest KL divergence, of ties the widest.
 
@@ -155,7 +159,9 @@ def _best_window(counts: Tensor, below: Tensor, levels: int) -> tuple[Tensor, Te
         q_there = torch.where(there > 0, log_q[..., level], -torch.inf)
         p_log_q += torch.where(outside > 0, outside * q_there, 0.0)
     divergence = (p_log_p - p_log_q) / total - torch.log(total) + torch.log(inside)
-    best = bins - levels - torch.argmin(divergence.nan_to_num(nan=torch.inf).flip(1), dim=1)
+    divergence = divergence.nan_to_num(nan=torch.inf)
+    tied = divergence <= divergence.amin(dim=1, keepdim=True) + _TIE
+    best = bins - levels - torch.argmax(tied.flip(1).byte(), dim=1)  # the first of the ones, from the widest on
     return first.gather(1, best[:, None]).squeeze(1), last.gather(1, best[:, None]).squeeze(1)
 
 

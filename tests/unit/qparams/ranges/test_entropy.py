@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reference import ranges
@@ -25,6 +25,7 @@ def of_magnitudes(counts: np.ndarray) -> Histogram:
     return Histogram(both, low=-float(bins), width=1.0, seen_low=0.0, seen_high=float(bins), count=int(counts.sum()))
 
 
+@example(bits=4, bins=64, share=0.2, seed=256)  # a tie, but for the rounding of sums
 @settings(deadline=None, max_examples=80)
 @given(
     bits=st.integers(2, 5), bins=st.integers(64, 140), share=st.sampled_from([1.0, 0.7, 0.2]), seed=st.integers(0, 999)
