@@ -238,6 +238,7 @@ class Steps:
             self._record(block, beside, kept)
             self._writer.step("block", self.done[-1], _State(activations, beside))
             self._report(Progress("quantize", block.index + 1, layers, block.name))
+            del block  # while the next one is made its codes would be as much as a matrix of the largest ones
         for done_with in self._stores:  # what the head needs next is large
             if not whole_model or beside.shadow is None or done_with is not beside.shadow.activations:
                 done_with.clear()

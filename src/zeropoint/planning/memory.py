@@ -171,7 +171,7 @@ class _Work:
             branches = [self._branch(stage), 0 if following is None else self._branch(following)]
             shapes = [self._shape(stage, name) for name in stage.linears]
             cols = shapes[0][1]
-            here = base | beside | {"block": done * FLOAT_BYTES}
+            here = base | beside | {"block": done * FLOAT_BYTES, "codes": self._versions() * done}
             texts = [self.text_bytes(branch) if reads_text else 0 for branch in branches]
             moments = self._moments() * cols * cols * FLOAT_BYTES
             if self.needed and reads_text:
@@ -266,11 +266,16 @@ class _Work:
     def _batch_bytes(self) -> int:
         return max(self._stage_bytes(stage) for stage in self.weights.model.flow)
 
+    def _versions(self) -> int:
+        """Return how many versions of a weight are kept until its block is done: one for each stage of the work."""
+        return (
+            1 + (self.recipe.rounding.method != "rtn") + sum(scope != "model" for scope in scopes(self.recipe.refine))
+        )
+
     def _held_out_bytes(self) -> int:
         """Return what the held-out windows take: for each stage of the work, the float model among them."""
         options, config = self.recipe.calibration, self.weights.model.config
-        stages = 3 + sum(scope != "model" for scope in scopes(self.recipe.refine))
-        return stages * options.held_out * options.length * config.hidden_size * FLOAT_BYTES
+        return (1 + self._versions()) * options.held_out * options.length * config.hidden_size * FLOAT_BYTES
 
     def _table_bytes(self, index: int) -> int:
         name, checkpoint = f"{self.weights.tables[index].name}.weight", self.weights.checkpoint
