@@ -14,24 +14,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from zeropoint import find
 from zeropoint.checkpoint.reader import TensorInfo
-from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.evaluation.layers import weight_error
 from zeropoint.evaluation.results import LayerRow, RefineRow, StageRow, TransformRow
-from zeropoint.evaluation.size import in_blocks
+from zeropoint.evaluation.size import float_name
 from zeropoint.models.parts import Block, FloatBlock
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
 from zeropoint.observe.walk import Visit, observe, require_finite_output, visits
-from zeropoint.planning.schemes import Plans
+from zeropoint.planning.schemes import Plans, Scope, scope_of
 from zeropoint.qparams import outliers, static_or_dynamic
 from zeropoint.qparams.affine import restore
 from zeropoint.qparams.choose import choose_qparams
@@ -51,9 +49,6 @@ from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
 from zeropoint.transforms.hadamard import Rotation
 from zeropoint.types import ChannelMean, InputParams, InputScheme, QTensor, SecondMoment, Stats
-
-Scope: TypeAlias = Literal["layer", "block", "model"]
-"""What a method of `refine` works on at once."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +128,6 @@ class Beside:
     before: Activations | None = None
     stages: Stages | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-
-def scope_of(choice: Choice) -> Scope:
-    """Return what a method of `refine` works on at once."""
-    scope: Scope = find.load("refine", choice.method).SCOPE
-    return scope
 
 
 def stage_names(recipe: Recipe) -> tuple[str, ...]:
@@ -625,5 +614,5 @@ def needs(plans: Iterable[LayerPlan | None]) -> frozenset[str]:
 
 def written_dtype(info: TensorInfo) -> torch.dtype:
     """Return the dtype of a tensor that stays float in the output: as stored, but bfloat16 for block types."""
-    dtype: torch.dtype = torch.bfloat16 if in_blocks(info) else getattr(torch, DTYPES[info.dtype].torch_name)
+    dtype: torch.dtype = getattr(torch, float_name(info))
     return dtype

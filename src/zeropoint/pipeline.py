@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import zeropoint
-from zeropoint.blocks import needs, scope_of, written_dtype
+from zeropoint.blocks import written_dtype
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.checkpoint.writer import Writer
@@ -45,7 +45,6 @@ from zeropoint.observe.data import Batches, bundled_text, calibration_batches, r
 from zeropoint.planning import schemes
 from zeropoint.planning.memory import Memory
 from zeropoint.planning.plan import Prepared, describe, memory_of, prepare
-from zeropoint.planning.schemes import Plans
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
@@ -101,7 +100,7 @@ def quantize(
     plans, file_format, tables = prepared.plans, prepared.file_format, prepared.tables
     rotation = _rotation(weights, recipe)
     outer = None if rotation is None else _outer(weights, rotation)
-    note: str | None = file_format.note(file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables))
+    note = prepared.note
     if note is not None:
         _log.warning("%s", note)
     memory = _memory(prepared, max_memory_bytes)
@@ -110,7 +109,7 @@ def quantize(
     if planned is not None:
         planned(expected)
     ops = TorchOps(getattr(torch, recipe.calibration.dtype))
-    text = _text(weights, recipe, calibration) if _wants_text(plans, recipe) else None
+    text = _text(weights, recipe, calibration) if schemes.reads_text(plans, recipe) else None
     source = hashes_of(weights.checkpoint, report)
     begun = _begun(recipe, source, text)
     with (
@@ -220,7 +219,7 @@ def require_fits(model: str | Path, recipe: Recipe) -> None:
 def _rotation(weights: Weights, recipe: Recipe) -> Rotation | None:
     """Return the rotation of the residual stream that the recipe asks for, if it asks for one."""
     rotation = find_rotation(recipe.transforms, weights.model, seed=recipe.calibration.seed)
-    together = [choice.method for choice in recipe.refine if scope_of(choice) == "model"]
+    together = [choice.method for choice in recipe.refine if schemes.scope_of(choice) == "model"]
     if rotation is not None and together:
         raise RecipeError(
             f"recipe {recipe.name}: {together[0]} tunes the head's norm, and a rotation of the residual stream folds "
@@ -240,10 +239,6 @@ def _outer(weights: Weights, rotation: Rotation) -> Outer:
         name: written_dtype(weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]) for name in names
     }
     return Outer(weights.checkpoint, weights.model, rotation, dtypes)
-
-
-def _wants_text(plans: Plans, recipe: Recipe) -> bool:
-    return bool(recipe.transforms or recipe.refine or needs(plans.values()))
 
 
 def _text(weights: Weights, recipe: Recipe, calibration: str | Path | None) -> Batches:

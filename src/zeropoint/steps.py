@@ -25,7 +25,6 @@ from zeropoint.blocks import (
     FinishedBlock,
     Layer,
     quantized_blocks,
-    scope_of,
     stage_names,
     written_dtype,
 )
@@ -37,7 +36,7 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches
 from zeropoint.observe.shadow import Shadow
 from zeropoint.planning.memory import Limits
-from zeropoint.planning.schemes import Plans, has_shadow, stores_of
+from zeropoint.planning.schemes import Plans, has_shadow, scope_of, scopes, stores_of
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Choice, Recipe
 from zeropoint.refine.distill import Head, Windows
@@ -211,7 +210,7 @@ class Steps:
         activations, beside = store(), Beside(probe=torch.zeros(0))
         if has_shadow(self._plans, self._recipe):
             beside.shadow = Shadow(store())
-        if any(scope_of(choice) == "block" for choice in self._recipe.refine):
+        if "block" in scopes(self._recipe):
             beside.before = store()
         if start:
             self._go_on(activations, beside)
@@ -239,9 +238,10 @@ class Steps:
             self._writer.step("block", self.done[-1], _State(activations, beside))
             self._report(Progress("quantize", block.index + 1, layers, block.name))
             del block  # while the next one is made its codes would be as much as a matrix of the largest ones
-        for done_with in self._stores:  # what the head needs next is large
-            if not whole_model or beside.shadow is None or done_with is not beside.shadow.activations:
-                done_with.clear()
+        still_read = beside.shadow.activations if whole_model and beside.shadow is not None else None
+        for store_ in self._stores:  # what the head needs next is large
+            if store_ is not still_read:
+                store_.clear()
         self._judge_stages(beside)
         if whole_model:
             self._refine_together(beside, whole_model)

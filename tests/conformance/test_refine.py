@@ -10,8 +10,8 @@ import pytest
 import zeropoint
 from tiny import TEXT, make_llama
 from zeropoint import find
-from zeropoint.blocks import Scope
 from zeropoint.evaluation.results import QuantizeResult
+from zeropoint.planning.schemes import Scope
 from zeropoint.recipe import load_recipe
 
 METHODS = find.names("refine")

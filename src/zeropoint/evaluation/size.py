@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 from zeropoint.checkpoint.reader import TensorInfo
+from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import InternalError
 from zeropoint.evaluation.results import Size
 from zeropoint.runtime.weights import Weights
@@ -118,6 +119,11 @@ def size_of(weights: Weights) -> Size:
 def in_blocks(info: TensorInfo) -> bool:
     """Say whether a tensor is stored in a block type of GGUF."""
     return info.dtype.startswith(BLOCK_TYPES)
+
+
+def float_name(info: TensorInfo) -> str:
+    """Return the dtype, by its name in torch, of a tensor that stays float in an output: bfloat16 for a block type."""
+    return "bfloat16" if in_blocks(info) else DTYPES[info.dtype].torch_name
 
 
 def part_of(info: TensorInfo, schemes: Mapping[str, Scheme | None]) -> Part:

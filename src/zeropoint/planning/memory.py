@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from zeropoint import heap
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import RecipeError
 from zeropoint.models.parts import Stage
-from zeropoint.planning.schemes import Plans, has_shadow, needed, scopes
+from zeropoint.planning.schemes import Plans, has_shadow, needed, reads_text, scopes
 from zeropoint.recipe import Recipe
 from zeropoint.runtime.weights import HEAD_VALUES, Weights
 
@@ -138,26 +138,25 @@ def _largest(work: _Work) -> str:
     return f"{peak.needs[what]:,} of them for {what}, in the phase {peak.name!r}"
 
 
-@dataclass(frozen=True)
 class _Work:
-    """The shapes of a model and what a recipe does with them."""
+    """The shapes of a model and what a recipe does with them.
 
-    weights: Weights
-    plans: Plans
-    recipe: Recipe
-    needed: frozenset[str] = field(init=False)
+    needed: statistics of inputs, by name. scopes: of the methods of `refine`. walks: models that run over the texts.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "needed", needed(self.plans))
+    def __init__(self, weights: Weights, plans: Plans, recipe: Recipe) -> None:
+        self.weights, self.recipe = weights, recipe
+        self.needed, self.scopes = needed(plans), scopes(recipe)
+        self.reads_text = reads_text(plans, recipe)
+        self.walks = 2 if has_shadow(plans, recipe) else 1
 
     def phases(self, workers: int) -> Iterator[Phase]:
         """Yield what each part of the work holds, without the texts."""
         base = {"python and torch": BASE_BYTES, "kept by malloc": heap.KEPT_BYTES}
         recipe, block = self.recipe, self._block_floats() * FLOAT_BYTES
-        reads_text = self.reads_text()
-        if reads_text:
+        if self.reads_text:
             yield Phase("embed", base | {"embedding": self._table_bytes(0)}, self.text_bytes(before=False))
-        beside = {"float block": block} if has_shadow(self.plans, recipe) else {}
+        beside = {"float block": block} if self.walks > 1 else {}
         if recipe.transforms:
             beside = {"float block": (2 if beside else 1) * block}
             yield Phase(
@@ -172,9 +171,9 @@ class _Work:
             shapes = [self._shape(stage, name) for name in stage.linears]
             cols = shapes[0][1]
             here = base | beside | {"block": done * FLOAT_BYTES, "codes": self._versions() * done}
-            texts = [self.text_bytes(branch) if reads_text else 0 for branch in branches]
+            texts = [self.text_bytes(branch) if self.reads_text else 0 for branch in branches]
             moments = self._moments() * cols * cols * FLOAT_BYTES
-            if self.needed and reads_text:
+            if self.needed:
                 yield Phase("observe", here | {"statistics": moments, "batch": self._stage_bytes(stage)}, texts[0])
             at_once = sorted((rows * each for rows, each in shapes), reverse=True)[:workers]
             inverse = cols * cols * FLOAT_BYTES if self.recipe.rounding.method != "rtn" else 0  # beside H, for all
@@ -189,10 +188,10 @@ class _Work:
                 texts[0],
             )
             done += sum(rows * each for rows, each in shapes)
-            if reads_text:
+            if self.reads_text:
                 run = {"block": done * FLOAT_BYTES, "batch": self._stage_bytes(stage)}
                 yield Phase("run", here | run, max(texts))
-        if reads_text and recipe.calibration.held_out:
+        if self.reads_text and recipe.calibration.held_out:
             judged = {"block": block, "version": block, "windows": self._held_out_bytes()}
             yield Phase("judge", base | beside | judged, self.text_bytes())
         yield from self._refinements(base, block)
@@ -204,7 +203,7 @@ class _Work:
         yield Phase("head", base | head | {"logits": int(logits) if recipe.calibration.held_out else 0})
 
     def _refinements(self, base: dict[str, int], block: int) -> Iterator[Phase]:
-        for scope in scopes(self.recipe.refine):
+        for scope in self.scopes:
             window = self._batch_bytes() // max(1, self.recipe.calibration.batch)
             if scope == "block":
                 copies = {"latents": 3 * block, "gradients": 4 * block, "float block": 2 * block, "windows": 4 * window}
@@ -220,21 +219,12 @@ class _Work:
     def text_bytes(self, branch: int = 0, *, before: bool = True) -> int:
         """Return what all texts take with a branch of so many features beside the residual stream."""
         options, hidden = self.recipe.calibration, self.weights.model.config.hidden_size
-        stores = 2 if has_shadow(self.plans, self.recipe) else 1
-        kept = hidden if before and "block" in scopes(self.recipe.refine) else 0
-        return options.samples * options.length * FLOAT_BYTES * (stores * (hidden + branch) + kept)
+        kept = hidden if before and "block" in self.scopes else 0
+        return options.samples * options.length * FLOAT_BYTES * (self.walks * (hidden + branch) + kept)
 
     def state_bytes(self) -> int:
         """Return what a block leaves on the disk for the next one."""
-        if not self.reads_text():
-            return 0
-        stores = 2 if has_shadow(self.plans, self.recipe) else 1
-        tokens = self.recipe.calibration.samples * self.recipe.calibration.length
-        return stores * tokens * self.weights.model.config.hidden_size * FLOAT_BYTES + self._held_out_bytes()
-
-    def reads_text(self) -> bool:
-        """Say whether tokens run through the model at all."""
-        return bool(self.recipe.transforms or self.recipe.refine or self.needed)
+        return self.text_bytes(before=False) + self._held_out_bytes() if self.reads_text else 0
 
     def _moments(self) -> int:
         """Return how many matrices as large as H are kept of an input."""
@@ -268,9 +258,7 @@ class _Work:
 
     def _versions(self) -> int:
         """Return how many versions of a weight are kept until its block is done: one for each stage of the work."""
-        return (
-            1 + (self.recipe.rounding.method != "rtn") + sum(scope != "model" for scope in scopes(self.recipe.refine))
-        )
+        return 1 + (self.recipe.rounding.method != "rtn") + sum(scope != "model" for scope in self.scopes)
 
     def _held_out_bytes(self) -> int:
         """Return what the held-out windows take: for each stage of the work, the float model among them."""

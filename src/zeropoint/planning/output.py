@@ -13,7 +13,7 @@ from types import ModuleType
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.checkpoint.safetensors_header import DTYPES, layout, make_header
 from zeropoint.evaluation.results import Size
-from zeropoint.evaluation.size import in_blocks, measure_size
+from zeropoint.evaluation.size import float_name, measure_size
 from zeropoint.planning.schemes import Plans, inputs_of, schemes_of
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
@@ -34,7 +34,7 @@ def planned_tensors(
     for name, info in weights.checkpoint.tensors.items():
         layer = name.removesuffix(".weight")
         plan = plans.get(layer) if name.endswith(".weight") else None
-        float_dtype = "bfloat16" if in_blocks(info) else DTYPES[info.dtype].torch_name
+        float_dtype = float_name(info)
         if plan is not None:
             rows, cols = info.shape
             parts = file_format.layout(layer, plan.scheme, (rows, cols), inputs[layer], float_dtype=float_dtype)

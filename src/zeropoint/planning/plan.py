@@ -42,13 +42,17 @@ BENCH_S = 10.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a model and a recipe make of one another, before any weight is read; all that can be refused is."""
+    """What a model and a recipe make of one another, before any weight is read; all that can be refused is.
+
+    note: what has to be said about who can open the output, or None.
+    """
 
     weights: Weights
     recipe: Recipe
     plans: Plans
     tables: Mapping[str, Scheme]
     file_format: ModuleType
+    note: str | None
 
 
 def plan(
@@ -76,7 +80,9 @@ def plan(
 def prepare(weights: Weights, recipe: Recipe) -> Prepared:
     """Return what a recipe makes of a model. Raises: InputError, as `plan`."""
     plans, file_format = schemes.planned(weights, recipe)
-    return Prepared(weights, recipe, plans, schemes.table_schemes(weights, recipe, file_format), file_format)
+    tables = schemes.table_schemes(weights, recipe, file_format)
+    note = file_format.note(file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables))
+    return Prepared(weights, recipe, plans, tables, file_format, note)
 
 
 def memory_of(prepared: Prepared, *, threads: int | None, max_memory_bytes: int | None) -> Memory:
@@ -113,7 +119,6 @@ def describe(
         stages = tuple(PlanStage(stage=s, seconds=t) for s, t in seconds_by_stage(weights, recipe, plans, bench_s))
         bandwidth = _native.Pool(threads or _native.usable_cores()).stream(STREAM_BYTES, STREAM_TRIES)
     beside_bytes = 2 * memory.state_bytes + memory.spilled_bytes
-    config = prepared.file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), prepared.tables)
     return Plan(
         zeropoint=zeropoint.__version__,
         model=str(model),
@@ -133,7 +138,7 @@ def describe(
         elapsed_s=sum(stage.seconds for stage in stages) if stages else None,
         token_bytes=size.total_bytes - size.overhead_bytes - (size.embedding_bytes if apart else 0),
         bandwidth_bytes_per_s=bandwidth,
-        loads=prepared.file_format.note(config) or LOADS,
+        loads=prepared.note or LOADS,
         notes=tuple(_notes(prepared)),
     )
 
@@ -190,5 +195,5 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     recipe = prepared.recipe
     if recipe.activations is not None and recipe.activations.outlier_threshold is not None:
         yield "outlier columns are found by calibration; what they take is not in the size"
-    if any(scope == "model" for scope in schemes.scopes(recipe.refine)):
+    if "model" in schemes.scopes(recipe):
         yield "tuning the whole model is one step: a run that is killed in it begins that step again"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from zeropoint import find
 from zeropoint.models.parts import FloatBlock
-from zeropoint.planning.schemes import Plans
-from zeropoint.qparams.affine import dequantize, quantize
+from zeropoint.planning.schemes import Plans, scope_of
+from zeropoint.qparams.affine import fake_quantize
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.recipe import Choice, LayerPlan, Recipe
 from zeropoint.rounding.ladder import aim, round_weight
@@ -118,7 +118,7 @@ def _of_weights(weights: Weights, recipe: Recipe, plan: LayerPlan) -> Iterator[_
     if recipe.transforms:
         yield TRIAL, count, side_by_side(lambda slab: _trial(slab, plan))
     for choice in recipe.refine:
-        if find.constant("refine", choice.method, "SCOPE") == "layer":
+        if scope_of(choice) == "layer":
             yield choice.method, count, side_by_side(_refining(choice, rounded[0], stats))
 
 
@@ -135,7 +135,7 @@ def _round(weight: Tensor, plan: LayerPlan, stats: dict[str, Stats]) -> QTensor:
 
 def _trial(weight: Tensor, plan: LayerPlan) -> Tensor:
     qparams = choose_qparams(weight, plan.scheme, "minmax")
-    return dequantize(quantize(weight, qparams, plan.scheme), qparams, plan.scheme)
+    return fake_quantize(weight, qparams, plan.scheme)
 
 
 def _refining(choice: Choice, rounded: QTensor, stats: dict[str, Stats]) -> Callable[[Tensor], object]:

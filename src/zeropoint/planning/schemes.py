@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import ModuleType
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from zeropoint import find
 from zeropoint.errors import InputError, RecipeError, SchemeError
@@ -17,6 +17,9 @@ from zeropoint.types import InputScheme, Scheme, divisors
 Plans: TypeAlias = Mapping[str, LayerPlan | None]
 """What is asked of each linear, by its full name; None for one that stays float."""
 
+Scope: TypeAlias = Literal["layer", "block", "model"]
+"""What a method of `refine` works on at once."""
+
 GROUP_SIZE = 64
 """Columns of an int4 table that share a scale, where that divides them."""
 
@@ -25,7 +28,7 @@ def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
     """Return the plan of every linear and the format's module.
 
     Raises: InputError for a model that is quantized already; RecipeError for rules that match nothing; SchemeError for
-    schemes that the format cannot store, with the name of the linear.
+    a scheme that the format cannot store, with the name of the linear.
     """
     plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
     file_format = find.load("formats", recipe.format, error=RecipeError)
@@ -39,7 +42,6 @@ def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
             reason = file_format.supports(plan.scheme, (rows, cols))
             if reason is not None:
                 raise SchemeError(f"{name}: {reason}")
-    file_format.config(schemes_of(plans), inputs_of(plans), table_schemes(weights, recipe, file_format))
     return plans, file_format
 
 
@@ -89,19 +91,38 @@ def needed(plans: Plans) -> frozenset[str]:
     return frozenset(found)
 
 
-def scopes(choices: Collection[Choice]) -> Iterator[str]:
-    """Yield what each method of `refine` works on at once: "layer", "block" or "model"."""
-    yield from (find.constant("refine", choice.method, "SCOPE") for choice in choices)
+def scope_of(choice: Choice) -> Scope:
+    """Return what a method of `refine` works on at once."""
+    scope: Scope = find.constant("refine", choice.method, "SCOPE")
+    return scope
+
+
+def scopes(recipe: Recipe) -> tuple[Scope, ...]:
+    """Return what each method of the recipe's `refine` works on at once."""
+    return tuple(map(scope_of, recipe.refine))
+
+
+def reads_text(plans: Plans, recipe: Recipe) -> bool:
+    """Say whether tokens run through the model at all: for statistics of weights or inputs, or to learn from."""
+    of_inputs = any(
+        plan.bias_correction or _is_observed(plan.activations) for plan in plans.values() if plan is not None
+    )
+    return bool(recipe.transforms or recipe.refine or needed(plans) or of_inputs)
+
+
+def _is_observed(scheme: InputScheme | None) -> bool:
+    """Say whether something about an input is found by calibration: its scale, or its outlier columns."""
+    return scheme is not None and not (scheme.dynamic and scheme.outlier_threshold is None)
 
 
 def has_shadow(plans: Plans, recipe: Recipe) -> bool:
     """Say whether the float model has to run beside the quantized one."""
-    return "drift" in needed(plans) or any(scope != "layer" for scope in scopes(recipe.refine))
+    return "drift" in needed(plans) or any(scope != "layer" for scope in scopes(recipe))
 
 
 def stores_of(plans: Plans, recipe: Recipe) -> int:
     """Return how many sets of activations a run keeps: of the walk, the float model, and a block's beginning."""
-    return 1 + has_shadow(plans, recipe) + ("block" in scopes(recipe.refine))
+    return 1 + has_shadow(plans, recipe) + ("block" in scopes(recipe))
 
 
 def _without_bias(weights: Weights, plans: Plans) -> Plans:

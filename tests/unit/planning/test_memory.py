@@ -60,3 +60,17 @@ def test_more_text_takes_disk_and_no_more_memory_than_the_default_allows(weights
     assert few.spilled_bytes == 0
     assert many.spilled_bytes > 100 * few.peak_bytes
     assert many.peak_bytes < few.least_bytes + (2 << 30) + 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "reads"),
+    [("w8a8_static", [], True), ("w8a8", [], False), ("w8a8", ["bias_correction=true"], False), ("w4a16", [], False)],
+)
+def test_texts_count_wherever_calibration_reads_them(
+    preset: str, changes: list[str], reads: bool, weights: Weights
+) -> None:
+    bare = ["rounding=rtn", "range=minmax", "transforms=[]", *changes]
+    bare += [] if preset.startswith("w8") else ["weights.group_size=16"]
+    recipe = load_recipe(preset, bare)
+    plans, _ = planned(weights, recipe)  # without biases there is none to correct
+    assert (plan_memory(weights, plans, recipe, workers=1, limit_bytes=None).state_bytes > 0) == reads
