@@ -12,9 +12,12 @@ An effort replaces how codes are found, nothing else: schemes, rules, inputs, fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import msgspec
 
-from zeropoint.recipe import Calibration, Choice, Recipe
+from zeropoint.recipe import Calibration, Choice, Recipe, load_recipe, override
 
 EFFORTS = (0, 1, 2, 3)
 
@@ -31,6 +34,13 @@ def at_effort(recipe: Recipe, effort: int) -> Recipe:
     last = "distill" if effort == 2 else "learned"
     calibration = msgspec.structs.replace(calibration, samples=32 if effort == 2 else 128)
     return _replaced(recipe, "gptaq", (Choice("descent"), Choice(last)), transforms, calibration)
+
+
+def load_at_effort(recipe: str | Path, effort: int | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a recipe as `load_recipe` does, with the methods of an effort if one is given; overrides come last."""
+    if effort is None:
+        return load_recipe(recipe, overrides)
+    return override(at_effort(load_recipe(recipe), effort), overrides)
 
 
 def _replaced(

@@ -19,6 +19,20 @@ def example(*lines: str) -> str:
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
 
 
+recipe_option = click.option(
+    "-r", "--recipe", default="w4a16", show_default=True, metavar="NAME|FILE", help="A preset, or your own .toml file."
+)
+
+effort_option = click.option(
+    "--effort",
+    type=click.IntRange(0, 3),
+    help="Work for the codes: 0 seconds and no text, 1 GPTQ, 2 better, 3 best. Default: as the recipe says.",
+)
+
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe; can be given again."
+)
+
 calibration_option = click.option(
     "--calibration",
     type=click.Path(path_type=Path),

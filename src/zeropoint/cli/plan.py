@@ -7,7 +7,16 @@ from pathlib import Path
 import click
 
 from zeropoint.cli import console
-from zeropoint.cli.options import example, json_option, limit_torch, max_memory_option, threads_option
+from zeropoint.cli.options import (
+    effort_option,
+    example,
+    json_option,
+    limit_torch,
+    max_memory_option,
+    recipe_option,
+    set_option,
+    threads_option,
+)
 
 
 @click.command(
@@ -17,13 +26,9 @@ from zeropoint.cli.options import example, json_option, limit_torch, max_memory_
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-r", "--recipe", default="w4a16", show_default=True, metavar="NAME|FILE", help="A preset, or your own .toml file."
-)
-@click.option("--effort", type=click.IntRange(0, 3), help="As for quantize.")
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe; can be given again."
-)
+@recipe_option
+@effort_option
+@set_option
 @click.option("--no-bench", is_flag=True, help="Do not measure this machine: no times, no speeds, and no torch.")
 @max_memory_option
 @threads_option
@@ -44,12 +49,10 @@ def command(
     Only config.json and the headers of the weights are read; for times and speeds this machine is measured for about
     ten seconds.
     """
-    from zeropoint.effort import at_effort
+    from zeropoint.effort import load_at_effort
     from zeropoint.planning.plan import BENCH_S, plan
-    from zeropoint.recipe import load_recipe, override
 
-    loaded = load_recipe(recipe, overrides) if effort is None else at_effort(load_recipe(recipe), effort)
-    loaded = loaded if effort is None else override(loaded, overrides)
+    loaded = load_at_effort(recipe, effort, overrides)
     limit_torch(threads)
     found = plan(
         model, recipe=loaded, max_memory_bytes=max_memory, threads=threads, bench_s=0.0 if no_bench else BENCH_S

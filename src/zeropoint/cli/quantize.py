@@ -11,10 +11,13 @@ from zeropoint import heap
 from zeropoint.cli import console
 from zeropoint.cli.options import (
     calibration_option,
+    effort_option,
     example,
     json_option,
     limit_torch,
     max_memory_option,
+    recipe_option,
+    set_option,
     threads_option,
 )
 from zeropoint.types import Embeddings
@@ -31,18 +34,10 @@ if TYPE_CHECKING:
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make.")
-@click.option(
-    "-r", "--recipe", default="w4a16", show_default=True, metavar="NAME|FILE", help="A preset, or your own .toml file."
-)
-@click.option(
-    "--effort",
-    type=click.IntRange(0, 3),
-    help="Work for the codes: 0 seconds and no text, 1 GPTQ, 2 better, 3 best. Default: as the recipe says.",
-)
+@recipe_option
+@effort_option
 @calibration_option
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a value of the recipe; can be given again."
-)
+@set_option
 @click.option(
     "--kv",
     "kv_cache",
@@ -82,17 +77,13 @@ def command(
     killed is gone on with by the same command. The exit code is 1 if more than a tenth of the layers had to be rounded
     otherwise than asked.
     """
-    from zeropoint.effort import at_effort
-    from zeropoint.recipe import load_recipe, override
+    from zeropoint.effort import load_at_effort
 
     if kv_cache is not None:
         overrides += (f"kv_cache={kv_cache}",)
     if embeddings is not None:
         overrides += (f"embeddings={embeddings}",)
-    if effort is None:  # before torch is imported: a wrong key is said at once
-        loaded = load_recipe(recipe, overrides)
-    else:  # what is set by hand comes last
-        loaded = override(at_effort(load_recipe(recipe), effort), overrides)
+    loaded = load_at_effort(recipe, effort, overrides)  # before torch is imported: a wrong key is said at once
     limit_torch(threads)
     from zeropoint.pipeline import quantize
 
