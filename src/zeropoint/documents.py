@@ -20,7 +20,6 @@ MAX_INTEGER = 1 << 128
 MAX_JSON_BYTES = 1 << 26
 """An index of a million tensors; as objects of Python twenty times as much."""
 
-
 READ_BYTES = 1 << 20
 
 
@@ -44,6 +43,16 @@ def read_bytes(file: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 def parse_json(content: bytes) -> Any:
     """Return the JSON document. Raises: MalformedError."""
+    document = load_json(content)
+    require_plain(document)
+    return document
+
+
+def load_json(content: bytes) -> Any:
+    """Return the JSON document, of any depth and with any numbers but those that JSON does not have.
+
+    Raises: MalformedError.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -55,15 +64,13 @@ def parse_json(content: bytes) -> Any:
         raise MalformedError(f"holds {word}, which is no number")
 
     try:
-        document = json.loads(content.decode(), object_pairs_hook=unique, parse_constant=no_number)
+        return json.loads(content.decode(), object_pairs_hook=unique, parse_constant=no_number)
     except MalformedError:
         raise
     except RecursionError as error:
         raise MalformedError(f"is nested more than {MAX_DEPTH} deep") from error
     except ValueError as error:
         raise MalformedError(f"is not JSON ({error})") from error
-    require_plain(document)
-    return document
 
 
 def require_plain(document: object, *, max_integer: int = MAX_INTEGER) -> None:

@@ -18,8 +18,9 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from zeropoint import documents
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import CheckpointError
 
@@ -114,26 +115,13 @@ def layout(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     """Return the JSON object in a header."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            raise _MalformedError("the header says the same thing twice")
-        return found
-
-    def no_number(word: str) -> NoReturn:
-        raise _MalformedError(f"the header holds {word}")
-
     if not text.startswith(b"{"):
         raise _MalformedError("the header does not begin with '{'")
     try:
-        entries = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=no_number)
-    except _MalformedError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _MalformedError(f"the header is not JSON ({error})") from error
-    found: dict[str, Any] = entries
-    return found
+        entries: dict[str, Any] = documents.load_json(text)
+    except documents.MalformedError as error:
+        raise _MalformedError(f"the header {error}") from error
+    return entries
 
 
 def _check_tensors(entries: dict[str, Any], path: Path, data_start: int) -> list[TensorInfo]:
