@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
@@ -209,6 +210,10 @@ class Weights:
 
     def skipped(self) -> tuple[str, ...]:
         """Return the names of tensors in the checkpoint that the architecture does not use, sorted."""
+        return self._skipped
+
+    @cached_property
+    def _skipped(self) -> tuple[str, ...]:
         return tuple(sorted(set(self.checkpoint.tensors) - set(self._used())))
 
     def _stored(self, name: str, rows: tuple[int, int] | None = None) -> StoredArray:
