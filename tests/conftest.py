@@ -31,3 +31,19 @@ def short_texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "TEXTS", folder)
         yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def verified_in_this_process() -> Iterator[None]:
+    """Verification of what the tests' own process quantizes: the same checks, without a fresh process for each.
+
+    That the process is a fresh one is seen by the tests in e2e, which run the command.
+    """
+    from zeropoint import pipeline, verification
+
+    def verified(folder: Path, *, max_memory_bytes: int | None = None) -> object:
+        return verification.verify(folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "verify_apart", verified)
+        yield

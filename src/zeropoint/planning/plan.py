@@ -30,8 +30,8 @@ LOADS = "zeropoint, vLLM and transformers (with the package compressed-tensors) 
 SHARD_BYTES = 5_000_000_000
 """Of the files of the output: one of them is beside its parts while it is written."""
 
-STREAM_BYTES = 256 << 20
-"""Read to measure the bandwidth; many times what caches hold."""
+STREAM_BYTES = 96 << 20
+"""Read to measure the bandwidth: more than caches hold, and less than a run takes, whose peak it must not become."""
 
 STREAM_TRIES = 3
 """Of which the best counts: the limit is what memory can do."""
