@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 from pathlib import Path
 
@@ -50,3 +51,8 @@ def available_bytes() -> int:
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
         found = min(found, limit - used)
     return max(0, found)
+
+
+def as_limit(size_bytes: int) -> str:
+    """Return the least --max-memory that is so much: "0.83GB" for 822,083,584 bytes."""
+    return f"{math.ceil(size_bytes / 1e7) / 100:.2f}GB"

@@ -106,8 +106,9 @@ def plan_memory(weights: Weights, plans: Plans, recipe: Recipe, *, workers: int,
     else:
         if least > limit_bytes:
             raise RecipeError(
-                f"{weights.checkpoint.path} with the recipe {recipe.name} needs at least {least:,} bytes of memory, "
-                f"{_largest(work)}; it may take {limit_bytes:,}; give more, or lower calibration.batch"
+                f"{weights.checkpoint.path} with the recipe {recipe.name} needs at least {heap.as_limit(least)} of "
+                f"memory, {_largest(work)}; it may take {limit_bytes / 1e9:.3f}GB; give more, or "
+                "lower calibration.batch"
             )
         limits = _within(work, max(least, int(MARGIN * limit_bytes)), workers)
     phases = [phase.within(limits) for phase in work.phases(limits.workers)]
@@ -135,7 +136,7 @@ def _largest(work: _Work) -> str:
     """Return in a few words what the least memory is needed for."""
     peak = max(work.phases(1), key=lambda phase: phase.size_bytes)
     what = max(peak.needs, key=lambda name: peak.needs[name])
-    return f"{peak.needs[what]:,} of them for {what}, in the phase {peak.name!r}"
+    return f"{peak.needs[what] / 1e9:.2f}GB of it for {what}, in the phase {peak.name!r}"
 
 
 class _Work:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zeropoint.evaluation.results import Plan, QuantizeResult
+from zeropoint.heap import as_limit
 from zeropoint.report.terminal import _add, _bits, _bytes, _duration, _plain, _shape, _table
 
 
@@ -30,7 +31,7 @@ def _facts(plan: Plan) -> list[tuple[str, str, str]]:
     share = f"x{size.total_bytes / plan.source_bytes:.3f} of {_bytes(plan.source_bytes)}"
     bits = f"{_bits(size.bits_per_weight)} bits per weight in linears, {_bits(size.bits_per_weight_model)} in the model"
     held = ", ".join(f"{name} {_bytes(need)}" for name, need in needs)
-    least = f"--max-memory {plan.least_memory_bytes / 1e9:.2f}GB is the least"
+    least = f"--max-memory {as_limit(plan.least_memory_bytes)} is the least"
     spilled = f"; {_bytes(plan.spilled_bytes)} of the texts wait on disk" if plan.spilled_bytes else ""
     rows = [
         ("output", _bytes(size.total_bytes), f"{share}; {bits}"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,9 +52,12 @@ def test_a_limit_is_kept_and_only_the_texts_wait_for_it(
 def test_below_the_least_the_sentence_says_what_it_is_and_what_for(effort: int, weights: Weights) -> None:
     least = memory(weights, effort=effort).least_bytes
     assert memory(weights, limit=least, effort=effort).peak_bytes <= least
-    said = rf"needs at least {least:,} bytes of memory, [\d,]+ of them for [a-z ]+, in the phase '\w+'; it may take "
-    with pytest.raises(RecipeError, match=said + rf"{least - 1:,}; give more, or lower calibration.batch"):
+    said = r"needs at least (\d+\.\d\d)GB of memory, \d+\.\d\dGB of it for [a-z ]+, in the phase '\w+'; it may take "
+    with pytest.raises(RecipeError, match=said + r"\d+\.\d+GB; give more, or lower calibration.batch") as refused:
         memory(weights, limit=least - 1, effort=effort)
+    named = re.search(said, str(refused.value))
+    assert named is not None
+    assert memory(weights, limit=round(float(named[1]) * 1e9), effort=effort).least_bytes == least
 
 
 def test_more_text_takes_disk_and_no_more_memory_than_the_default_allows(weights: Weights) -> None:
