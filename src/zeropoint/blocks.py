@@ -32,7 +32,6 @@ from zeropoint.observe.walk import Visit, observe, require_finite_output, visits
 from zeropoint.planning.schemes import Plans, Scope, scope_of
 from zeropoint.qparams import outliers, static_or_dynamic
 from zeropoint.qparams.affine import restore
-from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.static_or_dynamic import ChosenInput, choose_static
 from zeropoint.qparams.statistics import of_type
 from zeropoint.recipe import Choice, LayerPlan, Recipe
@@ -40,7 +39,7 @@ from zeropoint.refine import bias_correction
 from zeropoint.refine.bias_correction import corrected_bias, rounded_means
 from zeropoint.refine.learned import Sample
 from zeropoint.refine.tuned import TunedBlock, TunedGain, TunedLinear
-from zeropoint.rounding.ladder import aim, round_weight
+from zeropoint.rounding.linear import round_linear
 from zeropoint.runtime.ops_torch import DifferentiableOps, TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.stages import FLOAT, NEAREST, Stages
@@ -428,17 +427,11 @@ def _quantize_layer(
     weight = source.linear(name)
     columns = () if chosen is None else chosen.params.outliers
     to_round, of_rounded = outliers.zeroed(weight, columns), outliers.without(stats, columns)
-    rounding = find.load("rounding", plan.rounding.method)
-    rounding_options = plan.rounding.load_options("rounding")
-    range_options = plan.range.load_options("qparams.ranges")
-    importance = rounding.importance(of_rounded, rounding_options)
-    aimed, other_aim = aim(to_round, of_rounded, plan.rounding.method, rounding_options)
-    try:
-        qparams = choose_qparams(aimed, plan.scheme, plan.range.method, range_options, importance)
+    try:  # for the float input: its own rounding is an error that no other codes make smaller
+        found = round_linear(to_round, plan, of_rounded)
     except (NonFiniteError, SchemeError) as error:
         raise type(error)(f"{name}.weight: {error}") from error
-    # the codes are found for the float input: its rounding is an error of its own that no other code makes smaller
-    rounded = round_weight(aimed, qparams, plan.scheme, of_rounded, plan.rounding.method, rounding_options)
+    rounded, aimed = found.rounded, found.aimed
     versions = {NEAREST: rounded.nearest}
     if source.recipe.rounding.method != "rtn" or plan.rounding.method != "rtn":
         versions[source.recipe.rounding.method] = rounded.qtensor
@@ -449,9 +442,9 @@ def _quantize_layer(
         versions = {
             stage: _with_input(q, chosen, weight, source.dtype(f"{name}.weight")) for stage, q in versions.items()
         }
-    fallback = rounded.fallback or other_aim
+    fallback = rounded.fallback or found.other_aim
     moment = stats.get("second_moment")
-    seen = moment.matrix if isinstance(moment, SecondMoment) and moment.count and importance is not None else None
+    seen = moment.matrix if isinstance(moment, SecondMoment) and moment.count and found.weighed else None
 
     def measure(qtensor: QTensor) -> LayerRow:
         codes_judged = qtensor.codes is rounded.qtensor.codes and aimed is weight  # by the same H, and not moved since

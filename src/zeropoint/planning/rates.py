@@ -21,7 +21,7 @@ from zeropoint.planning.schemes import Plans, scope_of
 from zeropoint.qparams.affine import fake_quantize
 from zeropoint.qparams.choose import choose_qparams
 from zeropoint.recipe import Choice, LayerPlan, Recipe
-from zeropoint.rounding.ladder import aim, round_weight
+from zeropoint.rounding.linear import round_linear
 from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.threads import a_thread_each, map_each
@@ -104,7 +104,7 @@ def _of_weights(weights: Weights, recipe: Recipe, plan: LayerPlan) -> Iterator[_
         "second_moment": SecondMoment(x.T @ x / len(x), len(x)),
         "drift": Drift(torch.zeros(cols, cols), len(x)),
     }
-    rounded = [_round(slab, plan, stats) for slab in slabs]
+    rounded = [round_linear(slab, plan, stats).rounded.qtensor for slab in slabs]
     count = sum(slab.numel() for slab in slabs)
 
     def side_by_side(function: Callable[[Tensor], object]) -> Callable[[], object]:
@@ -114,23 +114,12 @@ def _of_weights(weights: Weights, recipe: Recipe, plan: LayerPlan) -> Iterator[_
 
         return run
 
-    yield recipe.rounding.method, count, side_by_side(lambda slab: _round(slab, plan, stats))
+    yield recipe.rounding.method, count, side_by_side(lambda slab: round_linear(slab, plan, stats))
     if recipe.transforms:
         yield TRIAL, count, side_by_side(lambda slab: _trial(slab, plan))
     for choice in recipe.refine:
         if scope_of(choice) == "layer":
             yield choice.method, count, side_by_side(_refining(choice, rounded[0], stats))
-
-
-def _round(weight: Tensor, plan: LayerPlan, stats: dict[str, Stats]) -> QTensor:
-    rounding = find.load("rounding", plan.rounding.method)
-    options = plan.rounding.load_options("rounding")
-    importance = rounding.importance(stats, options)
-    aimed, _ = aim(weight, stats, plan.rounding.method, options)
-    qparams = choose_qparams(
-        aimed, plan.scheme, plan.range.method, plan.range.load_options("qparams.ranges"), importance
-    )
-    return round_weight(aimed, qparams, plan.scheme, stats, plan.rounding.method, options).qtensor
 
 
 def _trial(weight: Tensor, plan: LayerPlan) -> Tensor:

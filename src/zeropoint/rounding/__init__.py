@@ -14,7 +14,7 @@ and raises RoundingError when the numbers do not allow it; `ladder.round_weight`
 
 from __future__ import annotations
 
-NOT_CAPABILITIES = ("inverse", "ladder", "objective")
+NOT_CAPABILITIES = ("inverse", "ladder", "linear", "objective")
 
 
 class RoundingError(ArithmeticError):
