@@ -18,7 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from zeropoint import find
+from zeropoint import find, heap
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.evaluation.layers import weight_error
@@ -29,6 +29,7 @@ from zeropoint.observe.activations import Activations
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
 from zeropoint.observe.walk import Visit, observe, require_finite_output, visits
+from zeropoint.planning.memory import Limits
 from zeropoint.planning.schemes import Plans, Scope, scope_of
 from zeropoint.qparams import outliers, static_or_dynamic
 from zeropoint.qparams.affine import restore
@@ -144,16 +145,15 @@ def quantized_blocks(
     beside: Beside,
     rotation: Rotation | None,
     *,
+    limits: Limits,
     start: int = 0,
-    workers: int | None = None,
 ) -> Iterator[FinishedBlock]:
     """Walk through the model, quantize every stage before it runs, and yield each block when all texts are behind it.
 
-    rotation: that of the activations, in whose basis a transform of the recipe brings the blocks. start: the block that
-    the activations, and all that is beside them, are in front of. workers: weights that are rounded at once; None: as
-    many as there are threads.
+    rotation: that of the activations, in whose basis a transform of the recipe brings the blocks. limits: of the memory
+    that this takes. start: the block that the activations, and all that is beside them, are in front of.
     """
-    source = _Source(weights, plans, recipe, ops, activations, rotation, workers)
+    source = _Source(weights, plans, recipe, ops, activations, rotation, limits)
     for index in range(start, weights.model.config.layers):
         yield _quantize_block(index, source, plans, ops, beside)
 
@@ -282,9 +282,9 @@ class _Source:
         ops: TorchOps,
         activations: Activations,
         rotation: Rotation | None,
-        workers: int | None,
+        limits: Limits,
     ) -> None:
-        self._rotation, self.workers = rotation, workers
+        self._rotation, self.limits = rotation, limits
         self.weights, self.recipe = weights, recipe
         self.rows: tuple[TransformRow, ...] = ()
         self._plans, self._ops, self.activations = plans, ops, activations
@@ -392,6 +392,8 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, 
         assert shadow is not None
         stats[DRIFT] = drift(visit, shadow)
     planned = {name: plan for name, plan in stage_plans.items() if plan is not None}
+    if source.limits.tight:
+        heap.give_back()
 
     inputs = _stage_inputs(visit, source, planned, stats, _massive(visit, planned.values()))
     corrected = [inputs[name] for name, plan in planned.items() if plan.bias_correction]
@@ -404,7 +406,7 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, 
         bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
         return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
 
-    with a_thread_each(source.workers) as pool:
+    with a_thread_each(source.limits.workers) as pool:
         layers = map_each(pool, quantize_one, planned)
     for name, layer in zip(planned, layers, strict=True):
         visit.block.weights[f"{name}.weight"] = ops.prepare(layer.qtensor)

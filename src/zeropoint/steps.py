@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeropoint import find
+from zeropoint import find, heap
 from zeropoint.blocks import (
     Beside,
     FinishedBlock,
@@ -190,7 +190,7 @@ class Steps:
                 self._stores.append(stack.enter_context(made))
                 return made
 
-            self._quantize_blocks(store, limits.workers)
+            self._quantize_blocks(store, limits)
 
     def _quantize_tables(self) -> None:
         rows: list[LayerRow] = []
@@ -205,7 +205,7 @@ class Steps:
         self.tables = Tables(layers=tuple(rows), looked_up=looked_up)
         self._writer.step("tables", self.tables)
 
-    def _quantize_blocks(self, store: Callable[[], Activations], workers: int) -> None:
+    def _quantize_blocks(self, store: Callable[[], Activations], limits: Limits) -> None:
         model, layers, start = self._weights.model, self._weights.model.config.layers, len(self.done)
         activations, beside = store(), Beside(probe=torch.zeros(0))
         if has_shadow(self._plans, self._recipe):
@@ -229,7 +229,7 @@ class Steps:
             beside,
             rotation,
             start=start,
-            workers=workers,
+            limits=limits,
         ):
             kept = self._keep(block) if whole_model else None
             if kept is None:
@@ -242,6 +242,8 @@ class Steps:
         for store_ in self._stores:  # what the head needs next is large
             if store_ is not still_read:
                 store_.clear()
+        if limits.tight:
+            heap.give_back()
         self._judge_stages(beside)
         if whole_model:
             self._refine_together(beside, whole_model)

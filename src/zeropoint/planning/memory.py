@@ -67,10 +67,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may keep in memory. activation_bytes: of the texts, in all. workers: weights rounded at once."""
+    """What a run may keep in memory.
+
+    activation_bytes: of the texts, in all. workers: weights rounded at once. tight: whether what malloc keeps of freed
+    memory has to go back to the system before much is needed.
+    """
 
     activation_bytes: int = ACTIVATION_BYTES
     workers: int = 2
+    tight: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def _within(work: _Work, limit_bytes: int, workers: int) -> Limits:
     for phase in work.phases(workers):
         if phase.size_bytes + phase.texts > limit_bytes:
             room = min(room, limit_bytes - phase.size_bytes)
-    return Limits(room, workers)
+    return Limits(room, workers, tight=True)
 
 
 def _largest(work: _Work) -> str:
