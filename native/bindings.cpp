@@ -285,16 +285,26 @@ NB_MODULE(_native, m) {
         .def("slot", &Program::slot, "width"_a)
         .def("quantized", &Program::quantized, "width"_a, "block"_a)
         .def("rope_table", [](Program& self, const In<float, 1>& f) { return self.rope_table(f.data(), int(f.size())); }, "frequencies"_a.noconvert())
-        .def("embed", [](Program& self, std::shared_ptr<StoredWeight> table, int out) {
+        .def("embed", [](Program& self, std::shared_ptr<StoredWeight> table, int out, float factor) {
             Step step = step_of(K::embed, NONE, NONE, NONE, out);
+            step.factor = factor;
             step.parts.push_back({table, nullptr, out});
             self.push(std::move(step));
-        }, "table"_a, "out"_a)
-        .def("norm", [](Program& self, int a, const In<float, 1>& gain, float eps, int out) {
+        }, "table"_a, "out"_a, "factor"_a = 1.0f)
+        .def("norm", [](Program& self, int a, const In<float, 1>& gain, float eps, int out, int heads) {
             Step step = step_of(K::norm, a, NONE, NONE, out);
-            step.gain = padded(gain), step.eps = eps;
+            step.gain = padded(gain), step.eps = eps, step.heads = heads;
+            require(heads >= 1 && int(gain.size()) * heads == self.width(a) && self.width(a) == self.width(out),
+                    "a gain is as long as what is normalized");
+            require(heads == 1 || int(gain.size()) <= MOST_HEAD_DIM, "heads have at most 512 features");
             self.push(std::move(step));
-        }, "a"_a, "gain"_a.noconvert(), "eps"_a, "out"_a)
+        }, "a"_a, "gain"_a.noconvert(), "eps"_a, "out"_a, "heads"_a = 1)
+        .def("slice", [](Program& self, int a, int first, int out) {
+            Step step = step_of(K::slice, a, NONE, NONE, out);
+            step.first = first;
+            require(first >= 0 && first + self.width(out) <= self.width(a), "columns outside the slot they are taken from");
+            self.push(std::move(step));
+        }, "a"_a, "first"_a, "out"_a)
         .def("take", [](Program& self, int a, const In<int32_t, 1>& columns, int taken, int others) {
             Step step = step_of(K::take, a, taken, NONE, others);
             step.columns.assign(columns.data(), columns.data() + columns.size());
@@ -329,19 +339,30 @@ NB_MODULE(_native, m) {
         .def("rope", [](Program& self, int a, int heads, int head_dim, int table) {
             Step step = step_of(K::rope, a, NONE, NONE, a);
             step.heads = heads, step.head_dim = head_dim, step.table = table;
+            require(self.rotated(table) <= head_dim, "a head has fewer features than are rotated");
             self.push(std::move(step));
         }, "a"_a, "heads"_a, "head_dim"_a, "table"_a)
-        .def("attention", [](Program& self, int q, int k, int v, int out, int heads, int kv_heads, int head_dim, int layer) {
+        .def("attention", [](Program& self, int q, int k, int v, int out, int heads, int kv_heads, int head_dim, int layer,
+                             int window, float scale, float softcap) {
             Step step = step_of(K::attention, q, k, v, out);
+            require(window >= 0 && scale >= 0 && softcap >= 0, "a window, a scale and a cap are positive, or 0 for none");
+            step.window = window, step.scale = scale, step.softcap = softcap;
             step.heads = heads, step.kv_heads = kv_heads, step.head_dim = head_dim, step.layer = layer;
             self.push(std::move(step));
-        }, "q"_a, "k"_a, "v"_a, "out"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "layer"_a)
+        }, "q"_a, "k"_a, "v"_a, "out"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "layer"_a,
+           "window"_a = 0, "scale"_a = 0.0f, "softcap"_a = 0.0f)
         .def("gated", [](Program& self, int gate, int up, int out, int activation) {
             Step step = step_of(K::gated, gate, up, NONE, out);
             step.activation = activation;
             self.push(std::move(step));
         }, "gate"_a, "up"_a, "out"_a, "activation"_a)
         .def("add", [](Program& self, int a, int b, int out) { self.push(step_of(K::add, a, b, NONE, out)); }, "a"_a, "b"_a, "out"_a)
+        .def("softcap", [](Program& self, int a, float cap) {
+            Step step = step_of(K::softcap, a, NONE, NONE, a);
+            require(cap > 0, "a cap is positive");
+            step.softcap = cap;
+            self.push(std::move(step));
+        }, "a"_a, "cap"_a)
         .def("begin_head", &Program::begin_head)
         .def("set_result", &Program::set_result, "slot"_a)
         .def("run", [](Program& self, Cache& cache, const In<int32_t, 1>& tokens, const Out<float, 2>& logits) {

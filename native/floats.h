@@ -41,6 +41,20 @@ inline V16 exponential(V16 x) {
     return p * power_of_two(n);
 }
 
+// tanh x = (e^2x - 1) / (e^2x + 1), e^2x - 1 being 2^n (e^r - 1) + (2^n - 1): nothing is lost near 0. To 4 ulp.
+inline V16 hyperbolic_tangent(V16 x) {
+    x = smaller(larger(x + x, splat(-40.0f)), splat(40.0f));   // beyond, it is 1 in float32
+    const V16 n = round_even(x * splat(1.44269504f));
+    V16 r = fma(n, splat(-0.693359375f), x);
+    r = fma(n, splat(2.12194440e-4f), r);
+    V16 p = splat(1.0f / 5040);
+    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f}) p = fma(p, r, splat(c));
+    const V16 power = power_of_two(n), less_one = fma(p * r, power, power - splat(1));
+    return less_one / (less_one + splat(2));
+}
+
+inline V16 softcapped(V16 x, V16 cap) { return cap * hyperbolic_tangent(x / cap); }
+
 inline void rms_norm(const float* x, const float* gain, float eps, int cols, float* y) {
     V16 squares = splat(0);
     for (int k = 0; k < cols; k += 16) {
@@ -53,6 +67,10 @@ inline void rms_norm(const float* x, const float* gain, float eps, int cols, flo
 
 inline void add(const float* x, const float* y, size_t count, float* out) {
     for (size_t i = 0; i < count; i += 16) store(out + i, load(x + i) + load(y + i));
+}
+
+inline void softcap(const float* x, float cap, size_t count, float* y) {
+    for (size_t i = 0; i < count; i += 16) store(y + i, softcapped(load(x + i), splat(cap)));
 }
 
 inline V16 sigmoid(V16 x) { return splat(1) / (splat(1) + exponential(splat(0) - x)); }
@@ -80,7 +98,7 @@ inline void gated(const float* gate, const float* up, int activation, size_t cou
     }
 }
 
-// half is a multiple of 8 at least; what is not a multiple of 16 goes one by one
+// what is not a multiple of 16 goes one by one
 inline void rope(float* x, const float* cosines, const float* sines, int half) {
     int i = 0;
     for (; i + 16 <= half; i += 16) {
@@ -292,24 +310,26 @@ inline V16 load_cached(const T* p) {
     else return load(p);
 }
 
-// Turn row r's scores into exp(score - most), zero from `seen` on, and scale what was summed before.
-inline void weigh(const PageAttention& a, int r, int length) {
+// Turn row r's scores [begin, length) into exp(score - most), zero where it does not see, and scale what was summed before.
+inline void weigh(const PageAttention& a, int r, int begin, int length) {
     float* scores = a.scores + size_t(r) * PAGE;
-    const int seen = a.seen[r];
+    const int first = a.first[r], seen = a.seen[r];
     constexpr float nothing = -std::numeric_limits<float>::infinity();
+    for (int i = begin; i < first; i++) scores[i] = nothing;
     for (int i = seen; i < length; i++) scores[i] = nothing;
     V16 most = splat(nothing);
-    for (int i = 0; i < length; i += 16) most = larger(most, load(scores + i));
+    for (int i = begin; i < length; i += 16) most = larger(most, load(scores + i));
     const float before = a.most[r], now = std::max(before, largest_of(most));
     a.most[r] = now;
     V16 total = splat(0);
-    for (int i = 0; i < length; i += 16) {
+    for (int i = begin; i < length; i += 16) {
         const V16 p = exponential(load(scores + i) - splat(now));
         store(scores + i, p);
         total = total + p;
     }
     // exp(-inf) came out as 1e-38: what is not seen must weigh nothing
     float lost = 0;
+    for (int i = begin; i < first; i++) lost += scores[i], scores[i] = 0;
     for (int i = seen; i < length; i++) lost += scores[i], scores[i] = 0;
     const float shrink = before == nothing ? 0.0f : std::exp(before - now);
     a.total[r] = a.total[r] * shrink + (sum_of(total) - lost);
@@ -325,31 +345,35 @@ inline void attend_typed(const PageAttention& a) {
     for (int r0 = 0; r0 < a.rows; r0 += TILE_ROWS) {
         with_rows(std::min(TILE_ROWS, a.rows - r0), [&](auto rows) {
             constexpr int R = decltype(rows)::value;
-            int length = 0;
-            for (int r = r0; r < r0 + R; r++) length = std::max(length, a.seen[r]);
+            int begin = PAGE, length = 0;   // of what any of these rows sees
+            for (int r = r0; r < r0 + R; r++)
+                if (a.first[r] < a.seen[r]) begin = std::min(begin, a.first[r]), length = std::max(length, a.seen[r]);
             if (!length) return;
+            begin = begin / 16 * 16;
             const int whole = (length + 15) / 16 * 16;
             V16 sums[R];
-            for (int p = 0; p < whole; p += 16) {
+            for (int p = begin; p < whole; p += 16) {
                 for (V16& s : sums) s = splat(0);
                 accumulate<R>(a.q + size_t(r0) * a.head_dim, a.head_dim, a.head_dim,
                               [&](int d) { return load_cached(keys + d * PAGE + p); }, sums);
                 if constexpr (SCALED)
                     for (V16& s : sums) s = s * load(a.key_scales + p);
+                if (a.softcap > 0)
+                    for (V16& s : sums) s = softcapped(s, splat(a.softcap));
                 for (int r = 0; r < R; r++) store(a.scores + size_t(r0 + r) * PAGE + p, sums[r]);
             }
             for (int r = r0; r < r0 + R; r++) {
-                if (a.seen[r]) weigh(a, r, whole);
-                else std::memset(a.scores + size_t(r) * PAGE, 0, whole * sizeof(float));
+                if (a.first[r] < a.seen[r]) weigh(a, r, begin, whole);
+                else std::memset(a.scores + size_t(r) * PAGE + begin, 0, (whole - begin) * sizeof(float));
                 if constexpr (SCALED) {
                     float* weights = a.scores + size_t(r) * PAGE;
-                    for (int p = 0; p < whole; p += 16) store(weights + p, load(weights + p) * load(a.value_scales + p));
+                    for (int p = begin; p < whole; p += 16) store(weights + p, load(weights + p) * load(a.value_scales + p));
                 }
             }
             for (int d = 0; d < a.head_dim; d += 16) {
                 for (int r = 0; r < R; r++) sums[r] = load(a.out + size_t(r0 + r) * a.head_dim + d);
-                accumulate<R>(a.scores + size_t(r0) * PAGE, PAGE, length,
-                              [&](int p) { return load_cached(values + size_t(p) * a.head_dim + d); }, sums);
+                accumulate<R>(a.scores + size_t(r0) * PAGE + begin, PAGE, length - begin,
+                              [&](int p) { return load_cached(values + size_t(begin + p) * a.head_dim + d); }, sums);
                 for (int r = 0; r < R; r++) store(a.out + size_t(r0 + r) * a.head_dim + d, sums[r]);
             }
         });

@@ -23,14 +23,16 @@ constexpr size_t item_bytes(CacheType type) { return type == CacheType::f32 ? 4 
 
 // Attention of `rows` queries, which all read the same head of keys and values, over one page.
 struct PageAttention {
-    const float* q;            // (rows, head_dim), already multiplied by 1 / sqrt(head_dim)
+    const float* q;            // (rows, head_dim), already multiplied by the scale of the scores
     const void* keys;          // (head_dim, PAGE)
     const void* values;        // (PAGE, head_dim)
     const float* key_scales;   // (PAGE,) each for i8, else null
     const float* value_scales;
     CacheType type;
     int rows, head_dim;        // head_dim: a multiple of 16
-    const int* seen;           // (rows,): positions of this page that a query may see, 0..PAGE
+    const int* first;          // (rows,) each: a query sees the positions first..seen - 1 of this page, 0..PAGE; maybe none
+    const int* seen;
+    float softcap;             // scores become softcap * tanh(score / softcap); 0: they stay
     float* scores;             // scratch (rows, PAGE)
     float* most;               // (rows,): running maximum, -inf at the start
     float* total;              // (rows,): running sum of exp(score - most)
@@ -101,6 +103,7 @@ struct Kernels {
     // y = act(gate) * up; activation: 0 silu, 1 gelu, 2 gelu_pytorch_tanh, 3 relu
     void (*gated)(const float* gate, const float* up, int activation, size_t count, float* y);
     void (*add)(const float* x, const float* y, size_t count, float* out);
+    void (*softcap)(const float* x, float cap, size_t count, float* y);   // y = cap * tanh(x / cap)
     // Rotate one head: (x[i], x[i + half]) by the angle whose cosine and sine are given, i < half.
     void (*rope)(float* x, const float* cosines, const float* sines, int half);
     void (*attend)(const PageAttention& page);

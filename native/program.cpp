@@ -31,15 +31,16 @@ struct Share {
 // What one attention task works in: rows of one head of keys and values.
 struct AttentionScratch {
     float *q, *scores, *out, *most, *total;
-    int* seen;
-    static size_t floats(int rows, int head_dim) { return size_t(rows) * (2 * head_dim + PAGE + 3); }
+    int *first, *seen;
+    static size_t floats(int rows, int head_dim) { return size_t(rows) * (2 * head_dim + PAGE + 4); }
     AttentionScratch(float* memory, int rows, int head_dim) {
         q = memory;
         out = q + size_t(rows) * head_dim;
         scores = out + size_t(rows) * head_dim;
         most = scores + size_t(rows) * PAGE;
         total = most + rows;
-        seen = reinterpret_cast<int*>(total + rows);
+        first = reinterpret_cast<int*>(total + rows);
+        seen = first + rows;
     }
 };
 
@@ -225,8 +226,8 @@ void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wante
     const auto serial = [&](const Step& step) {
         if (rows > 1) return false;
         switch (step.kind) {
-            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::take: case Step::Kind::quantize:
-            case Step::Kind::restore: case Step::Kind::halve: case Step::Kind::rope: return true;
+            case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::take: case Step::Kind::slice:
+            case Step::Kind::quantize: case Step::Kind::restore: case Step::Kind::halve: case Step::Kind::rope: return true;
             default: return false;
         }
     };
@@ -249,20 +250,27 @@ void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wante
 }
 
 void Program::execute(const Step& step, int thread, int begin, int end, Cache& cache, const int32_t* tokens) {
-    const int threads = end - begin == 1 && step.kind != Step::Kind::gated && step.kind != Step::Kind::add ? 1 : pool_->size();
-    const Share rows(end - begin, thread, threads);
+    const Share rows(end - begin, thread, end - begin == 1 ? 1 : pool_->size());
     const int first = begin + rows.begin, last = begin + rows.end;
     switch (step.kind) {
         case Step::Kind::embed: {
             const Slot& out = slots_[step.out];
-            for (int t = first; t < last; t++) step.parts[0].weight->read_row(tokens[t], out.data + size_t(t) * out.stride);
+            for (int t = first; t < last; t++) {
+                float* row = out.data + size_t(t) * out.stride;
+                step.parts[0].weight->read_row(tokens[t], row);
+                if (step.factor != 1)
+                    for (int k = 0; k < out.width; k++) row[k] *= step.factor;
+            }
             break;
         }
         case Step::Kind::norm: {
             const Slot &a = slots_[step.a], &out = slots_[step.out];
-            for (int t = first; t < last; t++)
-                kernels_.rms_norm(a.data + size_t(t) * a.stride, step.gain->data(), step.eps, a.width,
-                                  out.data + size_t(t) * out.stride);
+            for (int t = first; t < last; t++) {
+                const float* from = a.data + size_t(t) * a.stride;
+                float* to = out.data + size_t(t) * out.stride;
+                if (step.heads > 1) normalize_heads(step, from, a.width / step.heads, to);
+                else kernels_.rms_norm(from, step.gain->data(), step.eps, a.width, to);
+            }
             break;
         }
         case Step::Kind::take: {
@@ -273,6 +281,12 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
                 std::memcpy(rest, x, a.width * 4);
                 for (const int column : step.columns) *to++ = x[column], rest[column] = 0;
             }
+            break;
+        }
+        case Step::Kind::slice: {
+            const Slot &a = slots_[step.a], &out = slots_[step.out];
+            for (int t = first; t < last; t++)
+                std::memcpy(out.data + size_t(t) * out.stride, a.data + size_t(t) * a.stride + step.first, out.width * 4);
             break;
         }
         case Step::Kind::quantize: {
@@ -295,7 +309,7 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
         case Step::Kind::rope: {
             const Slot& a = slots_[step.a];
             const Rope& rope = ropes_[step.table];
-            const int half = step.head_dim / 2;
+            const int half = int(rope.frequencies.size());
             for (int t = first; t < last; t++) {
                 const size_t at = size_t(cache.length_ + t) * half;
                 for (int h = 0; h < step.heads; h++)
@@ -305,17 +319,29 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
             break;
         }
         case Step::Kind::gated:
-        case Step::Kind::add: {
-            const Slot &a = slots_[step.a], &b = slots_[step.b], &out = slots_[step.out];
+        case Step::Kind::add:
+        case Step::Kind::softcap: {
+            const Slot &a = slots_[step.a], &out = slots_[step.out], &b = step.b == NONE ? a : slots_[step.b];
             // rows lie one after the other: split the values, whatever the number of rows
             const Share share((end - begin) * a.stride, thread, pool_->size(), 16);
             const size_t from = size_t(begin) * a.stride + share.begin, count = share.end - share.begin;
             if (step.kind == Step::Kind::add) kernels_.add(a.data + from, b.data + from, count, out.data + from);
+            else if (step.kind == Step::Kind::softcap) kernels_.softcap(a.data + from, step.softcap, count, out.data + from);
             else kernels_.gated(a.data + from, b.data + from, step.activation, count, out.data + from);
             break;
         }
         case Step::Kind::linear: execute_linear(step, thread, begin, end); break;
         case Step::Kind::attention: execute_attention(step, thread, begin, end, cache); break;
+    }
+}
+
+// A norm of each head. Heads need not begin where the kernels may read 16 floats at once, nor end there.
+void Program::normalize_heads(const Step& step, const float* from, int head_dim, float* to) {
+    alignas(64) float row[MOST_HEAD_DIM] = {};
+    for (int h = 0; h < step.heads; h++, from += head_dim, to += head_dim) {
+        std::memcpy(row, from, head_dim * 4);
+        kernels_.rms_norm(row, step.gain->data(), step.eps, head_dim, row);
+        std::memcpy(to, row, head_dim * 4);
     }
 }
 
@@ -382,16 +408,19 @@ void Program::execute_attention(const Step& step, int thread, int begin, int end
     pool_->barrier();
 
     // 2. Each task: the queries of some tokens that read one head, over some positions.
-    const float scale = 1.0f / std::sqrt(float(hd));
+    const float scale = step.scale > 0 ? step.scale : 1.0f / std::sqrt(float(hd));
+    const auto sees_from = [&](int t) { return step.window ? std::max(0, before + t + 1 - step.window) : 0; };
     const bool few = rows <= MOST_FEW;
     const int per_task = few ? rows : std::max(1, QUERY_ROWS / group);
-    const int pieces = few ? (before + end + PIECE - 1) / PIECE : 1;
+    const int skipped = few ? sees_from(begin) / PIECE : 0;   // pieces that lie before the window
+    const int pieces = few ? (before + end + PIECE - 1) / PIECE - skipped : 1;
     const int parts = few ? pieces : (rows + per_task - 1) / per_task;
     const size_t record = size_t(per_task) * group * (padded + 2);
     for (int task = thread; task < kv_heads * parts; task += threads) {
         const int head = task % kv_heads, part = task / kv_heads;
         const int t0 = few ? begin : begin + part * per_task, t1 = std::min(end, t0 + per_task);
-        const int first = few ? part * PIECE : 0, last = few ? std::min(first + PIECE, before + end) : before + t1;
+        const int piece = (skipped + part) * PIECE, first = std::max(few ? piece : 0, sees_from(t0));
+        const int last = few ? std::min(piece + PIECE, before + end) : before + t1;
         const int n = (t1 - t0) * group;
         AttentionScratch s(reinterpret_cast<float*>(scratch_[thread].data()), n, padded);
         for (int r = 0; r < n; r++) {
@@ -403,9 +432,14 @@ void Program::execute_attention(const Step& step, int thread, int begin, int end
         }
         std::memset(s.out, 0, size_t(n) * padded * 4);
         for (int p = first / PAGE; p * PAGE < last; p++) {
-            for (int r = 0; r < n; r++) s.seen[r] = std::clamp(before + t0 + r / group + 1 - p * PAGE, 0, PAGE);
+            for (int r = 0; r < n; r++) {
+                const int t = t0 + r / group;
+                s.first[r] = std::clamp(sees_from(t) - p * PAGE, 0, PAGE);
+                s.seen[r] = std::clamp(before + t + 1 - p * PAGE, 0, PAGE);
+            }
             PageAttention page = cache.attention(pages[p], head);
-            page.q = s.q, page.rows = n, page.seen = s.seen, page.scores = s.scores;
+            page.q = s.q, page.rows = n, page.first = s.first, page.seen = s.seen, page.scores = s.scores;
+            page.softcap = step.softcap;
             page.most = s.most, page.total = s.total, page.out = s.out;
             kernels_.attend(page);
         }

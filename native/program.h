@@ -32,18 +32,23 @@ struct Part {                  // one of the linears of a step, which all read t
 };
 
 struct Step {
-    enum class Kind { embed, norm, take, quantize, restore, halve, linear, rope, attention, gated, add } kind;
+    enum class Kind { embed, norm, take, slice, quantize, restore, halve, linear, rope, attention, gated, add, softcap } kind;
     int a = NONE, b = NONE, c = NONE, out = NONE;   // slots; `out` of quantize is a quantized slot
     InputRounding rounding;                         // quantize; restore: from a quantized slot a to floats
     bool add = false;                               // linear: onto the output slot
     bool halves = false;                            // linear: halve has filled slot a
     std::vector<Part> parts;                        // linear; embed: the table
-    std::shared_ptr<const Buffer<float>> gain;      // norm
+    float factor = 1;                               // embed: what rows of the table are multiplied by
+    std::shared_ptr<const Buffer<float>> gain;      // norm; of each of `heads` parts of a, where there are several
     float eps = 0;
     std::vector<int> columns;                       // take: these columns of a go to b, the others with 0 for them to out
-    int heads = 0, kv_heads = 0, head_dim = 0;      // rope, attention
-    int table = NONE;                               // rope: which frequencies
+    int first = 0;                                  // slice: out is these columns of a, from `first` on
+    int heads = 0, kv_heads = 0, head_dim = 0;      // norm, rope, attention
+    int table = NONE;                               // rope: which frequencies; features behind the last pair stay
     int layer = NONE;                               // attention: which part of the cache
+    int window = 0;                                 // attention: the last positions that a token sees, itself too; 0: all
+    float scale = 0;                                // attention: of scores; 0: 1 / sqrt(head_dim)
+    float softcap = 0;                              // attention: of scores; softcap: of a
     int activation = 0;                             // gated
 };
 
@@ -83,6 +88,7 @@ class Program {
     int width(int slot) const { return slots_.at(slot).width; }
     int quantized(int width, int block);
     int rope_table(const float* frequencies, int count);
+    int rotated(int table) const { return 2 * int(ropes_.at(table).frequencies.size()); }   // features of a head
     void push(Step step);
     void begin_head() { head_ = steps_.size(); }   // steps from here on run for those rows whose logits are wanted
     void set_result(int slot) { result_ = slot; }
@@ -111,6 +117,7 @@ class Program {
     void reserve(int rows, int positions);
     void run_chunk(Cache& cache, const int32_t* tokens, int rows, int wanted, float* logits);
     void execute(const Step& step, int thread, int begin, int end, Cache& cache, const int32_t* tokens);
+    void normalize_heads(const Step& step, const float* from, int head_dim, float* to);
     void execute_halve(const Step& step, int first, int last, bool as_halves);
     void execute_linear(const Step& step, int thread, int begin, int end);
     bool multiplies_halves(int rows) const { return kernels_.linear_bf16 && rows >= HALVES_ROWS; }

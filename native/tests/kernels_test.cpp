@@ -377,6 +377,15 @@ void check_floats(const Table& table) {
         expect_same(a, b, table.name + " " + name);
     };
     both("add", [&](const Kernels& k, Array<float>& y) { k.add(x.get(), other.get(), x.count, y.get()); });
+    for (float cap : {0.5f, 30.0f}) {
+        both("softcap", [&](const Kernels& k, Array<float>& y) { k.softcap(x.get(), cap, x.count, y.get()); });
+        size_t wrong = 0;
+        for (size_t i = 0; i < x.count; ++i) {
+            const double expected = cap * std::tanh(double(x[i]) / cap);
+            wrong += !(std::fabs(a[i] - expected) <= 1e-6 * std::fabs(expected));   // 8 ulp
+        }
+        expect(wrong == 0, table.name + " softcap: " + std::to_string(wrong) + " wrong");
+    }
     both("rms_norm", [&](const Kernels& k, Array<float>& y) {
         for (int t = 0; t < 16; ++t) k.rms_norm(x.get() + t * padded, other.get(), 1e-6f, cols, y.get() + t * padded);
     });
@@ -473,36 +482,44 @@ struct CachedPage {
     Array<double> key, value;                                   // (head_dim, PAGE), (PAGE, head_dim)
 };
 
-// Two pages, as a softmax over both in double has it; and every table to the same bits.
-void check_attention(const std::vector<Table>& tables, CacheType type, int head_dim, int queries) {
+// Two pages, as a softmax over both in double has it; and every table to the same bits. windowed: some queries see only
+// the end of what others see, or nothing of a page. softcap: of the scores; 0 for none.
+void check_attention(const std::vector<Table>& tables, CacheType type, int head_dim, int queries, bool windowed, float softcap) {
     CachedPage pages[2] = {CachedPage(type, head_dim), CachedPage(type, head_dim)};
     const std::string what = " attend, " + std::to_string(8 * item_bytes(type)) + " bits, " + std::to_string(head_dim) +
-                             " features, " + std::to_string(queries) + " queries";
+                             " features, " + std::to_string(queries) + " queries" + (windowed ? ", windowed" : "") +
+                             (softcap > 0 ? ", softcap" : "");
     Array<float> query(size_t(queries) * head_dim);
     for (size_t i = 0; i < query.count; ++i) query[i] = random_float(-1, 1);
     std::vector<int> seen[2] = {std::vector<int>(queries), std::vector<int>(queries)};
     for (int r = 0; r < queries; ++r) seen[0][r] = random_int(1, PAGE), seen[1][r] = r % 3 ? random_int(0, PAGE) : 0;
+    std::vector<int> first[2] = {std::vector<int>(queries), std::vector<int>(queries)};
+    for (int r = 0; windowed && r < queries; ++r) {
+        const bool later = seen[1][r] > 0 && r % 2;               // then nothing of the first page
+        first[0][r] = later ? PAGE : random_int(0, seen[0][r] - 1);
+        first[1][r] = later ? random_int(0, seen[1][r] - 1) : 0;
+    }
 
     Array<double> expected(query.count);
     for (int r = 0; r < queries; ++r) {
         std::vector<double> score;
         for (int i = 0; i < 2; ++i)
-            for (int p = 0; p < seen[i][r]; ++p) {
+            for (int p = first[i][r]; p < seen[i][r]; ++p) {
                 double s = 0;
                 for (int d = 0; d < head_dim; ++d) s += double(query[size_t(r) * head_dim + d]) * pages[i].key[size_t(d) * PAGE + p];
-                score.push_back(s);
+                score.push_back(softcap > 0 ? softcap * std::tanh(s / softcap) : s);
             }
         const double most = *std::max_element(score.begin(), score.end());
         double total = 0;
         for (double& s : score) total += s = std::exp(s - most);
         size_t at = 0;
         for (int i = 0; i < 2; ++i)
-            for (int p = 0; p < seen[i][r]; ++p, ++at)
+            for (int p = first[i][r]; p < seen[i][r]; ++p, ++at)
                 for (int d = 0; d < head_dim; ++d)
                     expected[size_t(r) * head_dim + d] += score[at] / total * pages[i].value[size_t(p) * head_dim + d];
     }
 
-    Array<float> first(query.count);
+    Array<float> bits(query.count);
     for (const Table& table : tables) {
         Array<float> out(query.count), scores(size_t(queries) * PAGE), most(queries), total(queries);
         for (int r = 0; r < queries; ++r) most[r] = -INFINITY;
@@ -510,7 +527,8 @@ void check_attention(const std::vector<Table>& tables, CacheType type, int head_
             const bool scaled = type == CacheType::i8;
             table.kernels->attend({query.get(), pages[i].keys.get(), pages[i].values.get(),
                                    scaled ? pages[i].key_scales.get() : nullptr, scaled ? pages[i].value_scales.get() : nullptr,
-                                   type, queries, head_dim, seen[i].data(), scores.get(), most.get(), total.get(), out.get()});
+                                   type, queries, head_dim, first[i].data(), seen[i].data(), softcap, scores.get(), most.get(),
+                                   total.get(), out.get()});
         }
         size_t wrong = 0;
         for (size_t i = 0; i < out.count; ++i) {
@@ -519,8 +537,8 @@ void check_attention(const std::vector<Table>& tables, CacheType type, int head_
             wrong += !(std::fabs(found - expected[i]) <= 2e-5 * most_value);
         }
         expect(wrong == 0, table.name + what + ": " + std::to_string(wrong) + " wrong");
-        if (&table == &tables.front()) std::memcpy(first.get(), out.get(), 4 * out.count);
-        else expect_same(out, first, table.name + what);
+        if (&table == &tables.front()) std::memcpy(bits.get(), out.get(), 4 * out.count);
+        else expect_same(out, bits, table.name + what);
     }
 }
 
@@ -824,7 +842,10 @@ int main() {
     for (const Table& table : tables) check_floats(table);
     for (const CacheType type : {CacheType::f16, CacheType::f32, CacheType::i8})
         for (int head_dim : {16, 48, 64, 128})
-            for (int queries : {1, 3, 14, 32}) check_attention(tables, type, head_dim, queries);
+            for (int queries : {1, 3, 14, 32}) {
+                check_attention(tables, type, head_dim, queries, false, 0);
+                check_attention(tables, type, head_dim, queries, true, head_dim == 48 ? 5.0f : 0);
+            }
 
     std::printf("%d checks, %d failed\n", checks, failures);
     return failures != 0;

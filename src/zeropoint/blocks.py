@@ -233,7 +233,7 @@ def _finish(
 def _to_tune_with_model(block: TunedBlock) -> TunedBlock:
     """Return the block as it is now, with nothing of what only its own tuning needed."""
     linears = {name: TunedLinear(linear.qtensor()) for name, linear in block.linears.items()}
-    gains = {name: TunedGain(gain.weight(), gain.stored().dtype) for name, gain in block.gains.items()}
+    gains = {name: TunedGain(gain.weight(), gain.stored().dtype, gain.offset) for name, gain in block.gains.items()}
     return TunedBlock(block.config, block.flow, linears, gains, block.fixed)
 
 
@@ -354,7 +354,8 @@ class _Source:
                 fixed[f"{name}.weight"] = restore(layer.qtensor)
         for name, tensor in block.weights.items():
             if isinstance(tensor, Tensor) and tensor.ndim == 1 and name.endswith(".weight"):
-                gains[name.removesuffix(".weight")] = TunedGain(tensor.float(), self.dtype(f"{prefix}.{name}"))
+                dtype = self.dtype(f"{prefix}.{name}")
+                gains[name.removesuffix(".weight")] = TunedGain(tensor.float(), dtype, block.config.norm_offset)
             elif isinstance(tensor, Tensor):
                 fixed[name] = tensor
         return TunedBlock(block.config, flow, linears, gains, fixed)

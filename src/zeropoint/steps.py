@@ -348,9 +348,10 @@ class Steps:
             if layer.qtensor.outliers is None
         }
         gains = {
-            name: TunedGain(tensors[f"gains.{name}"], getattr(torch, dtype)) for name, dtype in done.kept.gains.items()
+            name: TunedGain(tensors[f"gains.{name}"], getattr(torch, dtype), model.config.norm_offset)
+            for name, dtype in done.kept.gains.items()
         }
-        block = TunedBlock(model.config, model.flow, linears, gains, _under("fixed.", tensors))
+        block = TunedBlock(model.config_of(index), model.flow, linears, gains, _under("fixed.", tensors))
         rewritten = _under("rewritten.", tensors)
         return FinishedBlock(index, prefix, tuple(layers), done.kept.floats, rewritten, (), (), block)
 
@@ -375,7 +376,8 @@ class Steps:
         norm_name = model.outer_tensors()[1]
         with torch.inference_mode(False):  # what was made in inference mode takes no part in gradients
             ends = {name: tensor.clone() for name, tensor in self._weights.head(ops).items()}
-        norm = TunedGain(ends[norm_name].float(), written_dtype(self._weights.checkpoint.tensors[norm_name]))
+        dtype = written_dtype(self._weights.checkpoint.tensors[norm_name])
+        norm = TunedGain(ends[norm_name].float(), dtype, model.config.norm_offset)
         head = Head(model, norm_name, norm, ends[norm_name].float(), ends["lm_head.weight"])
         learned_from = Windows(list(self._embed(self._learned_from())), _Outputs(shadow.activations))
         stages = beside.stages

@@ -1,6 +1,6 @@
 """Every file in models/ is found and held to the same contract, with transformers as the oracle.
 
-A new architecture is tested as soon as it has a line in VARIANTS, and the suite fails until it has one.
+A new architecture is tested as soon as it has a line in tests/architectures.py, and the suite fails until it has one.
 """
 
 from __future__ import annotations
@@ -12,62 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from architectures import VARIANTS, make
 from zeropoint import find
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.runtime.generate import load
 from zeropoint.runtime.weights import Weights
 
-SMALL = {
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 200,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-VARIANTS = {
-    "llama": {
-        "plain": {},
-        "tied": {"tie_word_embeddings": True},
-        "biased": {"attention_bias": True, "mlp_bias": True},
-        "one kv head": {"num_key_value_heads": 1},
-        "no grouping": {"num_key_value_heads": 4},
-        "wide heads": {"head_dim": 24},
-        "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
-        "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-        "gelu": {"hidden_act": "gelu_pytorch_tanh"},
-    },
-    "mistral": {"no window": {"sliding_window": None, "head_dim": 12}},
-}
 CASES = [(name, variant) for name in find.names("models") for variant in VARIANTS.get(name, {"missing": None})]
 
 
 @pytest.fixture(params=CASES, ids="-".join)
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[torch.nn.Module, Path]:
     """A random transformers model, and the folder it was saved in."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     name, variant = request.param
     assert name in VARIANTS, f"models/{name}.py has no tiny config in VARIANTS"
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **SMALL | VARIANTS[name][variant])
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for name_, parameter in model.named_parameters():
-            # far from the initialization, so that a wrong norm gain, bias or angle moves the logits
-            parameter.normal_(1.0 if "norm" in name_ else 0.0, 0.3)
-    model.save_pretrained(tmp_path)
-    return model, tmp_path
+    return make(tmp_path, name, variant), tmp_path
 
 
 EXACT = [

@@ -22,6 +22,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "no grouping, wide heads": {"kv_heads": 4, "head_dim": 24},
     "bfloat16, biased": {"dtype": "bfloat16", "attention_bias": True, "mlp_bias": True},
     "float16, biased": {"dtype": "float16", "attention_bias": True, "mlp_bias": True},
+    "gains less one": {"norm_offset": 1.0},
+    "bfloat16, gains less one": {"dtype": "bfloat16", "norm_offset": 1.0},
     "bfloat16, two linears kept": {"dtype": "bfloat16", "kept": ("self_attn.v_proj", "mlp.gate_proj")},
 }
 CASES = [

@@ -10,14 +10,15 @@ from zeropoint.errors import ArchitectureError
 MOST = (1 << 31) - 1
 
 
-def whole(config: Mapping[str, Any], key: str, default: int | None = None, *, most: int = MOST) -> int:
-    """Return a whole number from 1 to `most`; `default` where the key is missing or null.
+def whole(config: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
+    """Return a whole number from `least` to `most`; `default` where the key is missing or null.
 
     Raises: ArchitectureError, also where it is missing and there is no default.
     """
     value = default if config.get(key) is None else config[key]
-    if type(value) is not int or not 1 <= value <= most:
-        raise ArchitectureError(f"config.json: {key} is {_shown(value)}; a positive integer up to {most} belongs there")
+    if type(value) is not int or not least <= value <= most:
+        what = "a positive integer" if least == 1 else f"an integer from {least}"
+        raise ArchitectureError(f"config.json: {key} is {_shown(value)}; {what} up to {most} belongs there")
     return value
 
 
@@ -40,6 +41,41 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
     if value not in (None, True, False):
         raise ArchitectureError(f"config.json: {key} is {_shown(value)}; true or false belongs there")
     return bool(value)
+
+
+UNCOVERED: Mapping[str, tuple[object, ...]] = {
+    "attention_multiplier": (),
+    "residual_multiplier": (1.0,),
+    "embedding_multiplier": (1.0,),
+    "logits_scaling": (1.0,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "use_bidirectional_attention": (False,),
+    "attention_sinks": (False,),
+    "attention_chunk_size": (),
+    "clip_qkv": (),
+    "qk_layernorm": (False,),
+    "use_qk_norm": (False,),
+    "num_experts": (0, 1),
+    "num_local_experts": (0, 1),
+    "mup_multiplier": (1.0,),
+    "scale_emb": (1.0,),
+}
+"""Keys that change the result in some architectures, and what they may be where nothing covers them, beside null."""
+
+
+def require_covered(config: Mapping[str, Any], *covered: str) -> None:
+    """Refuse a config with a key of UNCOVERED that would change the result. covered: keys that the caller reads.
+
+    Raises: ArchitectureError.
+    """
+    for key, allowed in UNCOVERED.items():
+        value = config.get(key)
+        if key in covered or value is None or value in allowed:
+            continue
+        raise ArchitectureError(
+            f"config.json: {key} is {_shown(value)}, which is not covered for a {config.get('model_type')} model"
+        )
 
 
 def table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

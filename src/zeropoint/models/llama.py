@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from zeropoint.errors import ArchitectureError
-from zeropoint.models._values import flag, number, whole
+from zeropoint.models._values import flag, number, require_covered, whole
 from zeropoint.models.parts import Array, Block, Config, Flow, Ops, Stage, State, add_to_residual, branch
 from zeropoint.models.rope import Rope
 
@@ -23,21 +23,33 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 def attention_input(block: Block, state: State) -> Array:
-    return block.ops.rms_norm(state.x, block.weights["input_layernorm.weight"], block.config.norm_eps)
+    return block.norm("input_layernorm", state.x)
 
 
 def attend(block: Block, state: State, outputs: tuple[Array, ...]) -> State:
+    return attend_heads(block, state, *split_heads(block, outputs))
+
+
+def split_heads(block: Block, outputs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    """Return queries, keys and values in heads."""
+    config, (q, k, v) = block.config, outputs
+    split = block.ops.split_heads
+    return split(q, config.heads), split(k, config.kv_heads), split(v, config.kv_heads)
+
+
+def attend_heads(block: Block, state: State, q: Array, k: Array, v: Array) -> State:
+    """Rotate queries and keys, which are in heads, and attend as the config of the block says."""
     config, ops = block.config, block.ops
     start = state.past.length if state.past is not None else 0
-    q, k, v = (
-        ops.split_heads(x, n) for x, n in zip(outputs, (config.heads, config.kv_heads, config.kv_heads), strict=True)
-    )
     q, k = ops.rope(q, config.rope, start), ops.rope(k, config.rope, start)
-    return replace(state, y=ops.attention(q, k, v, state.past))
+    y = ops.attention(
+        q, k, v, state.past, window=config.window, scale=config.attention_scale, softcap=config.attention_softcap
+    )
+    return replace(state, y=y)
 
 
 def mlp_input(block: Block, state: State) -> Array:
-    return block.ops.rms_norm(state.x, block.weights["post_attention_layernorm.weight"], block.config.norm_eps)
+    return block.norm("post_attention_layernorm", state.x)
 
 
 def gate(block: Block, state: State, outputs: tuple[Array, ...]) -> State:
@@ -61,51 +73,65 @@ FLOW: Flow = (
 
 @dataclass(frozen=True)
 class Model:
-    """A Llama-like decoder; see `zeropoint.models.parts.Model`."""
+    """A Llama-like decoder; see `zeropoint.models.parts.Model`.
+
+    blocks: the config of each block, where they differ; else none. norms: of a block, local names.
+    """
 
     config: Config
+    blocks: tuple[Config, ...] = ()
     flow: ClassVar[Flow] = FLOW
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         return cls(read_config(config))
 
+    def config_of(self, index: int) -> Config:
+        return self.blocks[index] if self.blocks else self.config
+
     def block_name(self, index: int) -> str:
         return f"model.layers.{index}"
 
     def block_tensors(self, index: int) -> tuple[str, ...]:
-        biased = {"self_attn": self.config.attention_bias, "mlp": self.config.mlp_bias}
         linears = [name for stage in self.flow for name in stage.linears]
-        local = [f"{name}.weight" for name in (*NORMS, *linears)]
-        local += [f"{name}.bias" for name in linears if biased[name.split(".")[0]]]
+        local = [f"{name}.weight" for name in (*self.norms, *linears)]
+        local += [f"{name}.bias" for name in linears if self.has_bias(name)]
         return tuple(f"{self.block_name(index)}.{name}" for name in local)
+
+    def has_bias(self, linear: str) -> bool:
+        """Return whether a linear of the blocks, by its local name, has a bias."""
+        return self.config.attention_bias if linear.startswith("self_attn.") else self.config.mlp_bias
 
     def outer_tensors(self) -> tuple[str, ...]:
         head = () if self.config.tied_embeddings else ("lm_head.weight",)
         return ("model.embed_tokens.weight", "model.norm.weight", *head)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        *_, part, kind = name.split(".")
+        found = self.shapes().get(part, (self.config.hidden_size,))
+        return found if kind == "weight" else found[:1]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each weight that is no vector of the residual stream, by the last part of its name."""
         config = self.config
         hidden, queries, keys = config.hidden_size, config.heads * config.head_dim, config.kv_heads * config.head_dim
-        shapes = {
+        return {
             "q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden),
             "o_proj": (hidden, queries),
             "gate_proj": (config.intermediate_size, hidden), "up_proj": (config.intermediate_size, hidden),
             "down_proj": (hidden, config.intermediate_size),
             "embed_tokens": (config.vocab_size, hidden), "lm_head": (config.vocab_size, hidden),
         }  # fmt: skip
-        *_, part, kind = name.split(".")
-        matrix = shapes.get(part)
-        if matrix is None:
-            return (hidden,)
-        return matrix if kind == "weight" else matrix[:1]
 
     def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
-        return ops.embed(tokens, weights["model.embed_tokens.weight"])
+        return ops.embed(tokens, weights["model.embed_tokens.weight"], self.config.embedding_factor)
 
     def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
-        x = ops.rms_norm(x, weights["model.norm.weight"], self.config.norm_eps)
-        return ops.linear(x, weights["lm_head.weight"], None)
+        config = self.config
+        x = ops.rms_norm(x, weights["model.norm.weight"], config.norm_eps, config.norm_offset)
+        logits = ops.linear(x, weights["lm_head.weight"], None)
+        return logits if config.logit_softcap is None else ops.softcap(logits, config.logit_softcap)
 
 
 def read_config(config: Mapping[str, Any]) -> Config:
@@ -113,6 +139,7 @@ def read_config(config: Mapping[str, Any]) -> Config:
 
     Raises: ArchitectureError naming a key that is missing or a value that would change the result and is not covered.
     """
+    require_covered(config)
     heads, hidden = whole(config, "num_attention_heads"), whole(config, "hidden_size")
     kv_heads = whole(config, "num_key_value_heads", heads)
     head_dim = whole(config, "head_dim", hidden // heads or None)

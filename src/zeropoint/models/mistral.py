@@ -1,4 +1,4 @@
-"""Mistral without a sliding window: the blocks are Llama's.
+"""Mistral: the blocks are Llama's, and each token may see a window of the last ones only.
 
 Source: Jiang et al. 2023, arXiv:2310.06825. Releases since v0.2 have `sliding_window: null`.
 """
@@ -6,13 +6,13 @@ Source: Jiang et al. 2023, arXiv:2310.06825. Releases since v0.2 have `sliding_w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
-from zeropoint.errors import ArchitectureError
 from zeropoint.models import llama
-from zeropoint.models._values import whole
+from zeropoint.models._layers import window_of
 
-FLOW = llama.FLOW
+DEFAULTS: Mapping[str, Any] = {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32}
 
 
 class Model(llama.Model):
@@ -21,11 +21,5 @@ class Model(llama.Model):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         # MistralConfig's own default is a window of 4096: a missing key means a window, only null means none
-        window = config.get("sliding_window", 4096)
-        if window is not None and whole(config, "sliding_window", 4096) < whole(
-            config, "max_position_embeddings", 4096 * 32
-        ):
-            raise ArchitectureError(
-                f"config.json: sliding_window is {window}; Mistral is covered without one only (sliding_window: null)"
-            )
-        return super().from_config(config)
+        window = window_of(config, 4096)
+        return cls(replace(llama.read_config({**DEFAULTS, **config}), window=window))

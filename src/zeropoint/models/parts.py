@@ -40,14 +40,14 @@ class Ops(Protocol):
     def prepare(self, weight: Array) -> Array:
         """Return a linear's weight (rows, cols), float or quantized, in the layout that `linear` wants."""
 
-    def embed(self, tokens: Array, table: Array) -> Array:
-        """Return the rows of `table` (vocabulary, hidden) for int tokens (batch, time)."""
+    def embed(self, tokens: Array, table: Array, factor: float = 1.0) -> Array:
+        """Return the rows of `table` (vocabulary, hidden) for int tokens (batch, time), times `factor`."""
 
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """Return x W^T + b for a prepared weight."""
 
-    def rms_norm(self, x: Array, gain: Array, eps: float) -> Array:
-        """Return x / sqrt(mean(x^2) + eps) * gain over the last axis."""
+    def rms_norm(self, x: Array, gain: Array, eps: float, offset: float = 0.0) -> Array:
+        """Return x / sqrt(mean(x^2) + eps) * (gain + offset) over the last axis: of heads, over each head."""
 
     def split_heads(self, x: Array, heads: int) -> Array:
         """Return (batch, heads, time, head_dim) of (batch, time, heads * head_dim)."""
@@ -55,10 +55,22 @@ class Ops(Protocol):
     def rope(self, x: Array, rope: Rope, start: int) -> Array:
         """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ..."""
 
-    def attention(self, q: Array, k: Array, v: Array, past: Any) -> Array:
+    def attention(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        past: Any,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Array:
         """Return causal attention (batch, time, heads * head_dim); k and v may have fewer heads, shared by groups.
 
         With `past`, a LayerCache of these ops or None, k and v are appended to it and attention runs over all it holds.
+        window: a token sees itself and the window - 1 tokens before it; None: all before it. scale: of the scores;
+        None: 1 / sqrt(head_dim). softcap: scores become softcap * tanh(score / softcap); None: they stay.
         """
 
     def gated(self, gate: Array, up: Array, activation: str) -> Array:
@@ -66,6 +78,9 @@ class Ops(Protocol):
 
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y."""
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        """Return cap * tanh(x / cap)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,12 @@ Flow = tuple[Stage, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a decoder, as its file in models/ read them from config.json. head_dim: features of one head."""
+    """The numbers of a decoder, or of one of its blocks, as its file in models/ read them from config.json.
+
+    head_dim: features of one head. window, attention_scale, attention_softcap: as `Ops.attention` has them.
+    logit_softcap: as `Ops.softcap` has it; None for none. norm_offset: what is added to every stored gain.
+    embedding_factor: what an embedded token is multiplied by.
+    """
 
     model_type: str
     hidden_size: int
@@ -121,11 +141,20 @@ class Config:
     mlp_bias: bool
     tied_embeddings: bool
     rope: Rope
+    window: int | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    norm_offset: float = 0.0
+    embedding_factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block ready to run: its weights by local name ("self_attn.q_proj.weight"), linears prepared."""
+    """One decoder block ready to run: its weights by local name ("self_attn.q_proj.weight"), linears prepared.
+
+    config: that of the block, which may differ from the model's.
+    """
 
     config: Config
     ops: Ops
@@ -134,6 +163,10 @@ class Block:
     def linear(self, name: str, x: Array) -> Array:
         """Apply the linear called `name`."""
         return self.ops.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def norm(self, name: str, x: Array) -> Array:
+        """Apply the RMS norm called `name`."""
+        return self.ops.rms_norm(x, self.weights[f"{name}.weight"], self.config.norm_eps, self.config.norm_offset)
 
     def finish(self, stage: Stage, state: State) -> State:
         """Run one stage from state to state."""
@@ -177,6 +210,9 @@ class Model(Protocol):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Read config.json; ArchitectureError for a value that would change the result and is not covered."""
+
+    def config_of(self, index: int) -> Config:
+        """Return the config of one block."""
 
     def block_name(self, index: int) -> str:
         """Return the prefix of a block's tensors, such as "model.layers.3"."""

@@ -151,4 +151,4 @@ def _block(weights: Weights) -> FloatBlock | None:
     tensors = {
         each.removeprefix(f"{name}."): torch.randn(shape, generator=random).mul_(0.02) for each, shape in shapes.items()
     }
-    return FloatBlock(name, weights.model.config, tensors, {})
+    return FloatBlock(name, weights.model.config_of(0), tensors, {})

@@ -5,7 +5,8 @@
 a and b, relative changes, begin at 0. u, the latent of a code, begins as near to the float weight as it can and still
 round to the code that is there: what the rounding before has decided clearly stays longest, what it left open moves
 first. round and stored are passed over by gradients (straight-through, Bengio et al. 2013, arXiv:1308.3432), so that
-what is judged in each step is the scale in its stored dtype and the code as an integer.
+what is judged in each step is the scale in its stored dtype and the code as an integer. A gain that is stored less an
+offset (Config.norm_offset) is changed with it: stored((gain_0 + offset) (1 + b) - offset).
 
 Gradients are taken window by window, each on one thread, and summed in the order of the windows: the same bytes come
 out, however many threads there are. The rounding of inputs is left out of them, being an error of its own.
@@ -94,10 +95,10 @@ class TunedLinear:
 
 
 class TunedGain:
-    """The gain of a norm: float32 values (channels,) that are written in `dtype`."""
+    """The gain of a norm: float32 values (channels,) that are written in `dtype`, less `offset`."""
 
-    def __init__(self, values: Tensor, dtype: torch.dtype) -> None:
-        self._values, self._dtype = values, dtype
+    def __init__(self, values: Tensor, dtype: torch.dtype, offset: float = 0.0) -> None:
+        self._values, self._dtype, self.offset = values, dtype, offset
         self.change = torch.zeros_like(values)  # b
 
     def weight(self) -> Tensor:
@@ -106,11 +107,11 @@ class TunedGain:
 
     def stored(self) -> Tensor:
         """Return the gain as it is written."""
-        return (self._values * (1 + self.change)).to(self._dtype)
+        return (self._values * (1 + self.change) + self.offset * self.change).to(self._dtype)
 
     def take(self, gradient: Tensor) -> None:
         """Turn the gradient of the gain into that of b."""
-        self.change.grad = gradient * self._values
+        self.change.grad = gradient * (self._values + self.offset)
 
     def state(self) -> list[Tensor]:
         """Return a copy of what is tuned, for `restore`."""

@@ -138,7 +138,7 @@ def _record(weights: Weights, loader: _Loader, *, rounded: bool) -> tuple[tuple[
         head = loader.table(own_head[0], rounded=rounded)
     x = model.embed(ops, {f"{embedding}.weight": table}, None)
     for index in range(model.config.layers):
-        block = Block(model.config, ops, loader.block(index))
+        block = Block(model.config_of(index), ops, loader.block(index))
         x = block.run(model.flow, x, LayerPart(index))
     begin_head = len(ops.operations)
     model.head(ops, {norm_name: loader.vector(norm_name), "lm_head.weight": head}, x)

@@ -25,7 +25,7 @@ from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.types import InputParams, RunActivations
 
-Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add"]
+Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add", "softcap"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
 
 
@@ -101,18 +101,19 @@ class NativeOps:
         """Return the weight, which is in panels already."""
         return weight
 
-    def embed(self, tokens: None, table: _native.Weight) -> Value:
+    def embed(self, tokens: None, table: _native.Weight, factor: float = 1.0) -> Value:
         """Record the look-up of the tokens at hand."""
-        return self._record("embed", (), table.cols, table=table)
+        return self._record("embed", (), table.cols, table=table, factor=factor)
 
     def linear(self, x: Value, weight: NativeLinear | _native.Weight, bias: NDArray[np.float32] | None) -> Value:
         """Record x W^T + b."""
         linear = weight if isinstance(weight, NativeLinear) else NativeLinear(weight)
         return self._record("linear", (x,), linear.weight.rows, linear=linear, weight=linear.weight, bias=bias)
 
-    def rms_norm(self, x: Value, gain: NDArray[np.float32], eps: float) -> Value:
-        """Record x / sqrt(mean(x^2) + eps) * gain."""
-        return self._record("norm", (x,), x.width, gain=gain, eps=eps)
+    def rms_norm(self, x: Value, gain: NDArray[np.float32], eps: float, offset: float = 0.0) -> Value:
+        """Record x / sqrt(mean(x^2) + eps) * (gain + offset), of each head where x is seen as heads."""
+        out = self._record("norm", (x,), x.width, gain=gain + np.float32(offset), eps=eps, heads=x.heads or 1)
+        return Value(out.index, out.width, x.heads)
 
     def split_heads(self, x: Value, heads: int) -> Value:
         """Return the same value, seen as heads."""
@@ -123,9 +124,29 @@ class NativeOps:
         out = self._record("rope", (x,), x.width, heads=x.heads, rope=rope)
         return Value(out.index, out.width, x.heads)
 
-    def attention(self, q: Value, k: Value, v: Value, past: LayerPart) -> Value:
-        """Record that k and v enter the cache and q attends to all of it."""
-        return self._record("attention", (q, k, v), q.width, heads=q.heads, kv_heads=k.heads, layer=past.layer)
+    def attention(
+        self,
+        q: Value,
+        k: Value,
+        v: Value,
+        past: LayerPart,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Value:
+        """Record that k and v enter the cache and q attends to all of it, or to what its window leaves."""
+        return self._record(
+            "attention",
+            (q, k, v),
+            q.width,
+            heads=q.heads,
+            kv_heads=k.heads,
+            layer=past.layer,
+            window=window or 0,
+            scale=scale or 0.0,
+            softcap=softcap or 0.0,
+        )
 
     def gated(self, gate: Value, up: Value, activation: str) -> Value:
         """Record activation(gate) * up."""
@@ -138,6 +159,10 @@ class NativeOps:
     def add(self, x: Value, y: Value) -> Value:
         """Record x + y."""
         return self._record("add", (x, y), x.width)
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """Record cap * tanh(x / cap)."""
+        return self._record("softcap", (x,), x.width, cap=cap)
 
     def _record(self, kind: Kind, inputs: tuple[Value, ...], width: int, **detail: Any) -> Value:
         out = Value(len(self.operations), width)
@@ -190,11 +215,12 @@ class _Compiler:
         return at + 1
 
     def _emit_embed(self, at: int, operation: Operation) -> None:
-        self.program.embed(operation.detail["table"], self._new(operation.out))
+        self.program.embed(operation.detail["table"], self._new(operation.out), operation.detail["factor"])
 
     def _emit_norm(self, at: int, operation: Operation) -> None:
         source = self._slots[operation.inputs[0].index]
-        self.program.norm(source, operation.detail["gain"], operation.detail["eps"], self._new(operation.out))
+        detail = operation.detail
+        self.program.norm(source, detail["gain"], detail["eps"], self._new(operation.out), detail["heads"])
 
     def _emit_rope(self, at: int, operation: Operation) -> None:
         (x,) = operation.inputs
@@ -202,14 +228,16 @@ class _Compiler:
         rope: Rope = operation.detail["rope"]
         if rope not in self._ropes:
             self._ropes[rope] = self.program.rope_table(rope.frequencies())
-        self.program.rope(self._slots[operation.out.index], operation.detail["heads"], rope.head_dim, self._ropes[rope])
+        heads = operation.detail["heads"]
+        self.program.rope(self._slots[operation.out.index], heads, x.width // heads, self._ropes[rope])
 
     def _emit_attention(self, at: int, operation: Operation) -> None:
         q, k, v = (self._slots[value.index] for value in operation.inputs)
         detail = operation.detail
         head_dim = operation.out.width // detail["heads"]
         out = self._new(operation.out)
-        self.program.attention(q, k, v, out, detail["heads"], detail["kv_heads"], head_dim, detail["layer"])
+        options = (detail[key] for key in ("layer", "window", "scale", "softcap"))
+        self.program.attention(q, k, v, out, detail["heads"], detail["kv_heads"], head_dim, *options)
 
     def _emit_gated(self, at: int, operation: Operation) -> None:
         gate, up = operation.inputs
@@ -220,6 +248,11 @@ class _Compiler:
     def _emit_add(self, at: int, operation: Operation) -> None:
         x, y = (self._slots[value.index] for value in operation.inputs)
         self.program.add(x, y, self._new(operation.out))
+
+    def _emit_softcap(self, at: int, operation: Operation) -> None:
+        (x,) = operation.inputs
+        self._take_over(at, x, operation.out)
+        self.program.softcap(self._slots[operation.out.index], operation.detail["cap"])
 
     def _emit_linears(self, at: int) -> int:
         """Emit the linears from `at` on that read the same value; with the addition that follows a single one."""

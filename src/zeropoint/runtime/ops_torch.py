@@ -65,12 +65,14 @@ class TorchOps:
         transposed = torch.empty(values.shape[::-1], dtype=self.dtype).copy_(values.T)
         return TorchLinear(transposed, weight.input if isinstance(weight, QTensor) else None)
 
-    def embed(self, tokens: Tensor, table: Tensor | QTensor) -> Tensor:
+    def embed(self, tokens: Tensor, table: Tensor | QTensor, factor: float = 1.0) -> Tensor:
         if isinstance(table, Tensor):
-            return F.embedding(tokens, table).float()
-        rows = tokens.flatten()
-        found = QTensor(table.codes[rows], QParams(table.qparams.scale[rows], None), table.scheme)
-        return restore(found).view(*tokens.shape, -1)
+            found = F.embedding(tokens, table).float()
+        else:
+            rows = tokens.flatten()
+            codes = QTensor(table.codes[rows], QParams(table.qparams.scale[rows], None), table.scheme)
+            found = restore(codes).view(*tokens.shape, -1)
+        return found if factor == 1.0 else found * factor
 
     def linear(self, x: Tensor, weight: TorchLinear, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -78,8 +80,8 @@ class TorchOps:
         y = rows @ weight.values if bias is None else torch.addmm(bias.to(self.dtype), rows, weight.values)
         return y.float().view(*x.shape[:-1], -1)
 
-    def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), gain.float(), eps)
+    def rms_norm(self, x: Tensor, gain: Tensor, eps: float, offset: float = 0.0) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), gain.float() + offset if offset else gain.float(), eps)
 
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
@@ -89,20 +91,29 @@ class TorchOps:
         low, high = x.chunk(2, dim=-1)  # (batch, heads, time, head_dim / 2) each
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, past: TorchLayerCache | None) -> Tensor:
-        seen = 0
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past: TorchLayerCache | None,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
         k, v = self._cached(k), self._cached(v)
         if past is not None:
-            seen = past.length
             k, v = past.append(k, v)
         q, k, v = (t.to(self.dtype) for t in (q, k, v))
-        grouped = q.shape[1] != k.shape[1]
-        if seen == 0:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        mask = _mask(q.shape[-2], k.shape[-2], window)
+        if softcap is not None:
+            y = _capped_attention(q, k, v, mask, scale=scale, softcap=softcap)
         else:
-            time, total = q.shape[-2], k.shape[-2]
-            mask = torch.ones(time, total, dtype=torch.bool).tril(diagonal=total - time)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+            grouped = q.shape[1] != k.shape[1]
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+            )
         return y.float().transpose(1, 2).flatten(-2)
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
@@ -110,6 +121,9 @@ class TorchOps:
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        return x.div_(cap).tanh_().mul_(cap)
 
 
 class DifferentiableOps(TorchOps):
@@ -129,13 +143,64 @@ class DifferentiableOps(TorchOps):
         low, high = x.chunk(2, dim=-1)
         return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, past: TorchLayerCache | None) -> Tensor:
-        shared = q.shape[1] // k.shape[1]  # the fast kernel has no gradient for grouped heads
-        k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past: TorchLayerCache | None,
+        *,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        mask = _mask(q.shape[-2], k.shape[-2], window)
+        if softcap is not None:
+            y = _capped_attention(q, k, v, mask, scale=scale, softcap=softcap)
+        else:
+            shared = q.shape[1] // k.shape[1]  # the fast kernel has no gradient for grouped heads
+            k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
+        return y.transpose(1, 2).flatten(-2)
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         return _DIFFERENTIABLE[activation](gate) * up
+
+    def softcap(self, x: Tensor, cap: float) -> Tensor:
+        return torch.tanh(x / cap) * cap
+
+
+def _mask(time: int, total: int, window: int | None) -> Tensor | None:
+    """Return what the last `time` of `total` tokens see: bool (time, total); None if that is all up to themselves.
+
+    None is for time = total only, where the kernels know such a mask by themselves.
+    """
+    windowed = window is not None and window < total
+    if time == total and not windowed:
+        return None
+    sees = torch.ones(time, total, dtype=torch.bool).tril(diagonal=total - time)
+    return sees.triu(diagonal=total - time - window + 1) if window is not None and windowed else sees
+
+
+def _capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float | None, softcap: float
+) -> Tensor:
+    """Return attention with capped scores, which no kernel of torch has: (batch, heads, time, head_dim).
+
+    The scores of one sequence and one head of keys are in memory at once. mask: of `_mask`.
+    """
+    heads, time, head_dim = q.shape[1:]
+    kv_heads, total = k.shape[1:3]
+    sees = torch.ones(time, total, dtype=torch.bool).tril() if mask is None else mask
+    grouped = q.view(len(q), kv_heads, heads // kv_heads, time, head_dim)
+    grouped = grouped * (head_dim**-0.5 if scale is None else scale)
+
+    def of_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.tanh(q @ k.T / softcap) * softcap  # (heads of this group, time, total)
+        return torch.softmax(scores.masked_fill(~sees, -torch.inf), dim=-1) @ v
+
+    rows = [torch.cat([of_head(*head) for head in zip(*row, strict=True)]) for row in zip(grouped, k, v, strict=True)]
+    return torch.stack(rows)
 
 
 def _table_length(positions: int) -> int:

@@ -93,14 +93,14 @@ class Weights:
             weights[full.removeprefix(prefix)] = (
                 ops.prepare(self.linear(name)) if name in self.schemes else self.read(full)
             )
-        return Block(self.model.config, ops, weights)
+        return Block(self.model.config_of(index), ops, weights)
 
     def float_block(self, index: int, dtypes: Mapping[str, Any]) -> FloatBlock:
         """Return the float block `index`. dtypes: by local name, of the tensors that are written as floats."""
         prefix = self.model.block_name(index)
         names = self.model.block_tensors(index)
         tensors = {name.removeprefix(f"{prefix}."): self.read(name).float() for name in names}
-        return FloatBlock(prefix, self.model.config, tensors, dtypes)
+        return FloatBlock(prefix, self.model.config_of(index), tensors, dtypes)
 
     def float_linear(self, name: str) -> Tensor:
         """Return the weight of the float linear `name` as float32 (rows, cols)."""

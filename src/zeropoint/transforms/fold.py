@@ -9,6 +9,9 @@ of its group, and these columns share a scale.
 Written as floats, gain / s is rounded, to 8 bits in bfloat16. So the gain is rounded first, and the weights take the
 scale that it came to have, gain / written gain: what is written is the same function to float32's accuracy. Where a
 weight on either side is itself written as a float, that way is closed, and scales become powers of two: exact.
+
+A gain that is stored less an offset (Config.norm_offset) is divided with it: (gain + offset) / s - offset. No power of
+two keeps that exact, so beside weights that are written as floats such a stage stays as it is.
 """
 
 from __future__ import annotations
@@ -59,13 +62,14 @@ class Fold:
         is_linear = tensors[weight].ndim == 2
         if any(_is_rounded(block, name) for name in (*weights, *([weight] if is_linear else []))):
             scale = torch.exp2(torch.log2(scale).round())
-        for name in (bias, weight):  # a norm's gain has the last word, a linear's bias the only one
+        offsets = {bias: 0.0, weight: 0.0 if is_linear else block.config.norm_offset}
+        for name, offset in offsets.items():  # a norm's gain has the last word, a linear's bias the only one
             if name in tensors and tensors[name].ndim == 1:
-                scale = _effective(tensors[name], scale, block.dtypes[name])
-        for name in (bias, weight):
+                scale = _effective(tensors[name], scale, block.dtypes[name], offset)
+        for name, offset in offsets.items():
             if name in tensors:
                 rows = scale[:, None] if tensors[name].ndim == 2 else scale
-                tensors[name] = _exact(tensors[name] / rows, block.dtypes.get(name))
+                tensors[name] = _divided(tensors[name], rows, block.dtypes.get(name), offset)
         columns = self.spread(scale)
         for name in weights:
             tensors[name] = tensors[name] * columns
@@ -79,6 +83,9 @@ def find_fold(block: FloatBlock, flow: Flow, stage: Stage) -> Fold | str:
     if others:
         return f"{feeder} feeds {', '.join(others)} too"
     channels = len(block.tensors[f"{feeder}.weight"])
+    kept = [name for name in stage.linears if _is_rounded(block, f"{name}.weight")]
+    if block.config.norm_offset and kept and block.tensors[f"{feeder}.weight"].ndim == 1:
+        return f"{feeder} is stored less {block.config.norm_offset:g}, so no scale is exact in {', '.join(kept)}"
     cols = block.tensors[f"{stage.linears[0]}.weight"].shape[1]
     if channels == cols:
         return Fold(stage, feeder, channels, None)
@@ -99,11 +106,19 @@ def _is_rounded(block: FloatBlock, name: str) -> bool:
     return name in block.dtypes and block.dtypes[name] is not torch.float32
 
 
-def _effective(values: Tensor, scale: Tensor, dtype: Any) -> Tensor:
-    """Return the scale that `values` are divided by once the quotients are rounded to `dtype`."""
-    written = _exact(values / scale, dtype)
+def _effective(values: Tensor, scale: Tensor, dtype: Any, offset: float) -> Tensor:
+    """Return the scale that values + offset are divided by once what is written is rounded to `dtype`."""
+    written = _divided(values, scale, dtype, offset) + offset
+    values = values + offset
     usable = (values != 0) & (written != 0) & written.isfinite()
-    return torch.where(usable, values / torch.where(usable, written, 1.0), scale)
+    # what is small beside the offset rounds to -offset, and the channel would be gone: it is not divided
+    others = torch.where((values != 0) & (written == 0), 1.0, scale) if offset else scale
+    return torch.where(usable, values / torch.where(usable, written, 1.0), others)
+
+
+def _divided(values: Tensor, scale: Tensor, dtype: Any, offset: float) -> Tensor:
+    """Return what is written for (values + offset) / scale, less the offset, as it comes back from `dtype`."""
+    return _exact((values + offset) / scale - offset if offset else values / scale, dtype)
 
 
 def _exact(values: Tensor, dtype: Any) -> Tensor:

@@ -69,6 +69,7 @@ class Outer:
         self, checkpoint: Checkpoint, model: Model, rotation: Rotation, dtypes: Mapping[str, torch.dtype]
     ) -> None:
         self._checkpoint, self.rotation, self._dtypes = checkpoint, rotation, dtypes
+        self._offset = model.config.norm_offset
         self._table, self._norm, *heads = model.outer_tensors()
         self._head = heads[0] if heads else None
 
@@ -91,8 +92,8 @@ class Outer:
         if self._head is None and not self.unties:
             yield self._norm, self._gain.to(self._dtypes[self._norm])
             return
-        yield self._norm, torch.ones(len(self._gain), dtype=self._dtypes[self._norm])
-        yield self._head or HEAD, self._rotated(self._head or self._table, self._gain)
+        yield self._norm, torch.full((len(self._gain),), 1 - self._offset, dtype=self._dtypes[self._norm])
+        yield self._head or HEAD, self._rotated(self._head or self._table, self._gain + self._offset)
 
     def config(self) -> dict[str, bool]:
         """Return what config.json has to say of it."""

@@ -61,7 +61,7 @@ def transform(
     q = residual_rotation(block.config, options)
     if q is not None:
         for stage in flow:
-            _rotate_stream(tensors, stage, q, block.name)
+            _rotate_stream(tensors, stage, q, block)
     if options.heads:
         r = rotation(block.config.head_dim, options.seed or 0)
         for stage in flow:
@@ -83,16 +83,17 @@ def why_not(flow: Flow) -> str | None:
     return None
 
 
-def _rotate_stream(tensors: dict[str, Tensor], stage: Stage, q: Rotation, block: str) -> None:
+def _rotate_stream(tensors: dict[str, Tensor], stage: Stage, q: Rotation, block: FloatBlock) -> None:
     """Rotate in place what a stage reads from the residual stream or adds to it."""
+    offset = block.config.norm_offset
     if stage.residual is None:
-        raise SchemeError(f"{block}: {why_not((stage,))}; leave rotate out, or set its residual = false")
+        raise SchemeError(f"{block.name}: {why_not((stage,))}; leave rotate out, or set its residual = false")
     if stage.residual == "reads":
-        gain = tensors[f"{stage.fed_by}.weight"]
+        gain = tensors[f"{stage.fed_by}.weight"] + offset
         if gain.ndim != 1 or f"{stage.fed_by}.bias" in tensors:
             raise SchemeError(
-                f"{block}: {stage.fed_by} is no RMS norm, and no other commutes with a rotation; leave rotate out, or "
-                "set its residual = false"
+                f"{block.name}: {stage.fed_by} is no RMS norm, and no other commutes with a rotation; "
+                "leave rotate out, or set its residual = false"
             )
     for name in stage.linears:
         weight = tensors[f"{name}.weight"]
@@ -103,7 +104,7 @@ def _rotate_stream(tensors: dict[str, Tensor], stage: Stage, q: Rotation, block:
             if f"{name}.bias" in tensors:
                 tensors[f"{name}.bias"] = q.rotate(tensors[f"{name}.bias"])
     if stage.residual == "reads":
-        tensors[f"{stage.fed_by}.weight"] = torch.ones_like(gain)
+        tensors[f"{stage.fed_by}.weight"] = torch.ones_like(gain) - offset
 
 
 def _rotate_values(tensors: dict[str, Tensor], stage: Stage, r: Rotation) -> None:

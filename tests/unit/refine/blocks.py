@@ -35,7 +35,7 @@ def tuned_block(weights: Weights, index: int, *, bits: int = 3, learns: bool = T
     for full, tensor in read.items():
         if tensor.ndim == 1:
             gains[full.removesuffix(".weight")] = TunedGain(tensor, torch.float32)
-    return TunedBlock(model.config, model.flow, linears, gains, {})
+    return TunedBlock(model.config_of(index), model.flow, linears, gains, {})
 
 
 def outputs(weights: Weights, index: int, x: Tensor) -> Tensor:

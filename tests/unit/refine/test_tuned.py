@@ -114,3 +114,14 @@ def test_windows_are_summed_in_their_order() -> None:
     big, small = torch.tensor([1e8]), torch.tensor([1.0])
     total = summed(Pulled(small, {"w": each.clone()}) for each in (big, small, -big))
     assert float(total["w"]) == pytest.approx(float((big + small) - big))
+
+
+def test_a_gain_that_is_stored_less_an_offset_changes_with_it() -> None:
+    stored = torch.tensor([0.0, -0.75, 0.5])
+    gain = TunedGain(stored, torch.bfloat16, offset=1.0)
+    assert torch.equal(gain.weight(), stored)
+    gain.change.copy_(torch.tensor([0.5, 0.5, -0.25]))
+    assert torch.equal(gain.weight() + 1, (stored + 1) * (1 + gain.change))
+    gain.take(torch.tensor([2.0, 2.0, 2.0]))
+    assert gain.change.grad is not None
+    assert torch.equal(gain.change.grad, 2 * (stored + 1))

@@ -65,13 +65,14 @@ class Made:
         return replace(self, block=replace(self.block, tensors=tensors))
 
 
-def make(folder: Path, *, kept: Iterable[str] = (), tokens: int = 40, **sizes: Any) -> Made:
-    """kept: linears that stay float; `sizes` are those of tiny.make_llama."""
+def make(folder: Path, *, kept: Iterable[str] = (), tokens: int = 40, norm_offset: float = 0.0, **sizes: Any) -> Made:
+    """kept: linears that stay float. norm_offset: that of the config; `sizes` are those of tiny.make_llama."""
     weights = Weights(open_checkpoint(make_llama(folder, layers=1, **sizes)))
     dtype = getattr(torch, sizes.get("dtype", "float32"))
     flow = weights.model.flow
     become_integers = {f"{name}.weight" for stage in flow for name in stage.linears if name not in kept}
     local = [name.removeprefix("model.layers.0.") for name in weights.model.block_tensors(0)]
     block = weights.float_block(0, {name: dtype for name in local if name not in become_integers})
+    block = replace(block, config=replace(block.config, norm_offset=norm_offset))
     x = torch.randn(2, tokens, weights.model.config.hidden_size, generator=torch.Generator().manual_seed(1))
     return Made(block, flow, x)

@@ -1,0 +1,64 @@
+"""Tiny random models of every architecture in models/, as transformers saves them, made without a download.
+
+make(folder, "mistral", "window")      -> transformers' model, in float32, and the folder it is in
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "llama": {
+        "plain": {},
+        "tied": {"tie_word_embeddings": True},
+        "biased": {"attention_bias": True, "mlp_bias": True},
+        "one kv head": {"num_key_value_heads": 1},
+        "no grouping": {"num_key_value_heads": 4},
+        "wide heads": {"head_dim": 24},
+        "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
+        "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        "gelu": {"hidden_act": "gelu_pytorch_tanh"},
+    },
+    "mistral": {
+        "no window": {"sliding_window": None, "head_dim": 12},
+        "window of one": {"sliding_window": 1},
+        "window": {"sliding_window": 33},
+    },
+}
+"""By model_type, then by what a variant is about. Windows are shorter than the texts of the tests, 90 tokens."""
+
+
+def make(folder: Path, model_type: str, variant: str) -> Any:
+    """Write a model and return it: far from its initialization, so that a wrong gain or angle moves the logits."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**SMALL, **VARIANTS[model_type][variant]})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3)
+    model.save_pretrained(folder)
+    return model

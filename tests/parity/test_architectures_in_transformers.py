@@ -1,0 +1,33 @@
+"""A quantized folder of every architecture opens in transformers, and gives the logits that we compute from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import zeropoint
+from architectures import VARIANTS, make
+from zeropoint.recipe import load_recipe
+
+CASES = [(name, list(variants)[-1]) for name, variants in VARIANTS.items() if name != "llama"]
+TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=map("-".join, CASES))
+def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, tmp_path: Path) -> None:
+    make(tmp_path / "model", name, variant)
+    recipe = load_recipe("w4a16", ["weights.group_size=16", 'rounding="rtn"', 'range="minmax"', "transforms=[]"])
+    done = zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
+    assert all(layer.fallback is None for layer in done.layers)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        expected, exact = (
+            m(TOKENS).logits[0] for m in (theirs, AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+        )
+    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
+    scale = float(expected.abs().max())
+    assert torch.allclose(ours, expected, atol=2e-5 * scale, rtol=0)
+    assert float((expected - exact).abs().max()) > 1e-2 * scale  # it was quantized

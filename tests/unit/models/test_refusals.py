@@ -1,0 +1,42 @@
+"""What would change the result and is not covered is refused by its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zeropoint import find
+from zeropoint.errors import ArchitectureError
+from zeropoint.models import load_model
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 260, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("llama", {"attention_multiplier": 0.1}, "attention_multiplier is 0.1, which is not covered for a llama model"),
+        ("llama", {"logits_scaling": 8.0}, "logits_scaling is 8.0"),
+        ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
+        ("mistral", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0; a positive integer"),
+    ],
+)
+def test_a_value_that_is_not_covered_is_refused_by_its_key(
+    model_type: str, changes: dict[str, Any], message: str
+) -> None:
+    load_model({**SIZES, "model_type": model_type})
+    with pytest.raises(ArchitectureError, match=message):
+        load_model({**SIZES, "model_type": model_type, **changes})
+
+
+@pytest.mark.parametrize("name", find.names("models"))
+def test_every_architecture_has_its_line_in_the_table(name: str) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
