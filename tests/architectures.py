@@ -1,6 +1,6 @@
 """Tiny random models of every architecture in models/, as transformers saves them, made without a download.
 
-make(folder, "mistral", "window")      -> transformers' model, in float32, and the folder it is in
+make(folder, "qwen2", "late windows")      -> transformers' model, in float32, and the folder it is in
 """
 
 from __future__ import annotations
@@ -45,6 +45,26 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "no window": {"sliding_window": None, "head_dim": 12},
         "window of one": {"sliding_window": 1},
         "window": {"sliding_window": 33},
+    },
+    "qwen2": {
+        "plain": {},
+        "late windows": {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+        "layer types": {
+            "use_sliding_window": True,
+            "sliding_window": 70,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "tie_word_embeddings": True,
+        },
+    },
+    "qwen3": {
+        "plain": {"head_dim": 20},
+        "biased, late windows": {
+            "attention_bias": True,
+            "head_dim": 12,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "max_window_layers": 1,
+        },
     },
 }
 """By model_type, then by what a variant is about. Windows are shorter than the texts of the tests, 90 tokens."""

@@ -25,6 +25,14 @@ SIZES = {
         ("llama", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ("mistral", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0; a positive integer"),
+        ("qwen2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("qwen2", {"use_sliding_window": "no"}, "use_sliding_window is 'no'; true or false"),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": -1}, "max_window_layers is -1; an integer from 0"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types is not a list of 2 types"),
+        ("qwen2", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types has 'chunked_attention'"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window says no window"),
+        ("qwen3", {"num_experts": 128}, "num_experts is 128"),
+        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not known"),
     ],
 )
 def test_a_value_that_is_not_covered_is_refused_by_its_key(
