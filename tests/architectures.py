@@ -30,6 +30,41 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "gemma": {
+        "plain": {"head_dim": 12},
+        "untied, biased": {"head_dim": 20, "tie_word_embeddings": False, "attention_bias": True},
+    },
+    "gemma2": {
+        "no caps, untied, biased": {
+            "head_dim": 20,
+            "sliding_window": 33,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+        },
+        "capped": {
+            "head_dim": 12,
+            "sliding_window": 20,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 3.0,
+        },
+    },
+    "gemma3_text": {
+        "plain": {"head_dim": 12, "sliding_window": 33, "sliding_window_pattern": 2},
+        "capped logits, scaled rope": {
+            "head_dim": 20,
+            "sliding_window": 20,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 30,
+            "final_logit_softcapping": 20.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+            },
+        },
+    },
     "llama": {
         "plain": {},
         "tied": {"tie_word_embeddings": True},

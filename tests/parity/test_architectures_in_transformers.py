@@ -13,6 +13,7 @@ from architectures import VARIANTS, make
 from zeropoint.recipe import load_recipe
 
 CASES = [(name, list(variants)[-1]) for name, variants in VARIANTS.items() if name != "llama"]
+THOROUGH = ("qwen3", "gemma2", "gemma3_text")
 TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
 
 
@@ -31,3 +32,27 @@ def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, 
     scale = float(expected.abs().max())
     assert torch.allclose(ours, expected, atol=2e-5 * scale, rtol=0)
     assert float((expected - exact).abs().max()) > 1e-2 * scale  # it was quantized
+
+
+@pytest.mark.parametrize(("name", "variant"), [case for case in CASES if case[0] in THOROUGH], ids=lambda value: value)
+def test_after_all_that_can_be_done_it_still_opens(name: str, variant: str, tmp_path: Path) -> None:
+    """With scales folded into norms, heads rotated, codes and gains tuned by gradients: our logits are theirs."""
+    make(tmp_path / "model", name, variant)
+    recipe = load_recipe(
+        "w4a16",
+        [
+            "weights.group_size=16",
+            'calibration.tokens="random"',
+            "calibration.samples=4",
+            "calibration.length=48",
+            'transforms=[{method="rotate", residual=false}, {method="awq", strength=0.5}]',
+            'refine=[{method="learned", steps=2, every=1}, {method="distill", steps=2, every=1}]',
+        ],
+    )
+    done = zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
+    assert all(row.error_after <= row.error_before for row in done.refined)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits[0]
+    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
+    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)

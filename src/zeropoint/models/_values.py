@@ -35,6 +35,11 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None, *,
     return float(value)
 
 
+def positive_or_none(config: Mapping[str, Any], key: str) -> float | None:
+    """Return a number above 0, or None where the key is missing or null. Raises: ArchitectureError."""
+    return None if config.get(key) is None else number(config, key)
+
+
 def flag(config: Mapping[str, Any], key: str) -> bool:
     """Return whether a key says true; it is false where it is missing or null. Raises: ArchitectureError."""
     value = config.get(key)

@@ -134,12 +134,13 @@ class Model:
         return logits if config.logit_softcap is None else ops.softcap(logits, config.logit_softcap)
 
 
-def read_config(config: Mapping[str, Any]) -> Config:
+def read_config(config: Mapping[str, Any], *covered: str, activation_key: str = "hidden_act") -> Config:
     """Return the numbers of a Llama-like config.json.
 
+    covered: keys of `_values.UNCOVERED` that the caller reads. activation_key: where the name of the activation is.
     Raises: ArchitectureError naming a key that is missing or a value that would change the result and is not covered.
     """
-    require_covered(config)
+    require_covered(config, *covered)
     heads, hidden = whole(config, "num_attention_heads"), whole(config, "hidden_size")
     kv_heads = whole(config, "num_key_value_heads", heads)
     head_dim = whole(config, "head_dim", hidden // heads or None)
@@ -148,10 +149,10 @@ def read_config(config: Mapping[str, Any]) -> Config:
             f"config.json: {heads} heads in {kv_heads} groups of head_dim {head_dim}; "
             "the groups must divide the heads and head_dim must be even"
         )
-    activation = config.get("hidden_act", "silu")
+    activation = config.get(activation_key, "silu")
     if activation not in ACTIVATIONS:
         raise ArchitectureError(
-            f"config.json: hidden_act {activation!r} is not known; known are {', '.join(ACTIVATIONS)}"
+            f"config.json: {activation_key} {activation!r} is not known; known are {', '.join(ACTIVATIONS)}"
         )
     return Config(
         model_type=str(config["model_type"]),

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from zeropoint import heap
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import RecipeError
-from zeropoint.models.parts import Stage
+from zeropoint.models.parts import Stage, branch
 from zeropoint.planning.schemes import Plans, has_shadow, needed, reads_text, scopes
 from zeropoint.recipe import Recipe
 from zeropoint.runtime.weights import HEAD_VALUES, Weights
@@ -257,7 +257,7 @@ class _Work:
 
     def _branch(self, stage: Stage) -> int:
         """Return the features of what a stage reads, if that is kept beside the residual stream."""
-        return self._shape(stage, stage.linears[0])[1] if stage.residual == "adds" else 0
+        return self._shape(stage, stage.linears[0])[1] if stage.enter is branch else 0
 
     def _batch_bytes(self) -> int:
         return max(self._stage_bytes(stage) for stage in self.weights.model.flow)

@@ -69,7 +69,7 @@ class Outer:
         self, checkpoint: Checkpoint, model: Model, rotation: Rotation, dtypes: Mapping[str, torch.dtype]
     ) -> None:
         self._checkpoint, self.rotation, self._dtypes = checkpoint, rotation, dtypes
-        self._offset = model.config.norm_offset
+        self._offset, self._factor = model.config.norm_offset, model.config.embedding_factor
         self._table, self._norm, *heads = model.outer_tensors()
         self._head = heads[0] if heads else None
 
@@ -84,7 +84,8 @@ class Outer:
 
     def embedded(self, x: Tensor) -> Tensor:
         """Return embedded texts, float32 (batch, time, hidden), as the written table gives them."""
-        return self.rotation.rotate(x).to(self._dtypes[self._table]).float()
+        written = self.rotation.rotate(x / self._factor).to(self._dtypes[self._table]).float()
+        return written * self._factor
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor with its name, as the output has it; one at a time is in memory."""
