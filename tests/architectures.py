@@ -81,6 +81,14 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "window of one": {"sliding_window": 1},
         "window": {"sliding_window": 33},
     },
+    "olmo2": {
+        "one kv head": {"num_key_value_heads": 1, "head_dim": 20},
+        "biased": {"attention_bias": True, "tie_word_embeddings": True},
+    },
+    "phi3": {
+        "plain": {"num_key_value_heads": 4},
+        "window, rope of a part": {"sliding_window": 33, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},
+    },
     "qwen2": {
         "plain": {},
         "late windows": {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},

@@ -13,7 +13,7 @@ from architectures import VARIANTS, make
 from zeropoint.recipe import load_recipe
 
 CASES = [(name, list(variants)[-1]) for name, variants in VARIANTS.items() if name != "llama"]
-THOROUGH = ("qwen3", "gemma2", "gemma3_text")
+THOROUGH = ("qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
 TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
 
 

@@ -134,10 +134,13 @@ class Model:
         return logits if config.logit_softcap is None else ops.softcap(logits, config.logit_softcap)
 
 
-def read_config(config: Mapping[str, Any], *covered: str, activation_key: str = "hidden_act") -> Config:
+def read_config(
+    config: Mapping[str, Any], *covered: str, activation_key: str = "hidden_act", partial_rope: bool = False
+) -> Config:
     """Return the numbers of a Llama-like config.json.
 
     covered: keys of `_values.UNCOVERED` that the caller reads. activation_key: where the name of the activation is.
+    partial_rope: whether partial_rotary_factor may be below 1.
     Raises: ArchitectureError naming a key that is missing or a value that would change the result and is not covered.
     """
     require_covered(config, *covered)
@@ -169,5 +172,5 @@ def read_config(config: Mapping[str, Any], *covered: str, activation_key: str = 
         attention_bias=flag(config, "attention_bias"),
         mlp_bias=flag(config, "mlp_bias"),
         tied_embeddings=flag(config, "tie_word_embeddings"),
-        rope=Rope.from_config(config, head_dim),
+        rope=Rope.from_config(config, head_dim, partial=partial_rope),
     )

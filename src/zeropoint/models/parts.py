@@ -52,6 +52,9 @@ class Ops(Protocol):
     def split_heads(self, x: Array, heads: int) -> Array:
         """Return (batch, heads, time, head_dim) of (batch, time, heads * head_dim)."""
 
+    def split(self, x: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
+        """Return x (batch, time, sum of widths) in parts of so many features, in their order."""
+
     def rope(self, x: Array, rope: Rope, start: int) -> Array:
         """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ..."""
 
@@ -100,18 +103,24 @@ class Stage:
     """Linears that read the same input, and the arithmetic before and after them.
 
     linears: local names, such as "self_attn.q_proj". fed_by: the norm or the linear whose output scale can be folded
-    into this input. residual, values: what a rotation may rely on; the defaults promise nothing.
+    into this input, or None. fed_rows: which rows of that linear make the input; None: all. residual, values: what a
+    rotation may rely on; the defaults promise nothing.
     residual: "reads" if the input is the RMS norm `fed_by` of the residual stream, "adds" if the output is added to the
     stream as it is, "apart" if neither it nor the arithmetic around it touches the stream. values: whether the input is
     attention over the outputs of `fed_by`, which mixes tokens and no features of a head.
     """
 
     linears: tuple[str, ...]
-    fed_by: str
+    fed_by: str | None
     enter: Callable[[Block, State], Array]
     leave: Callable[[Block, State, tuple[Array, ...]], State]
     residual: Literal["reads", "adds", "apart"] | None = None
     values: bool = False
+    fed_rows: Callable[[Config], slice] | None = None
+
+    def rows_of(self, config: Config) -> slice:
+        """Return the rows of `fed_by` that make the input."""
+        return slice(None) if self.fed_rows is None else self.fed_rows(config)
 
 
 Flow = tuple[Stage, ...]

@@ -22,20 +22,22 @@ ROPE_TYPES = ("default", "linear", "llama3")
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotation of (x_i, x_{i + head_dim/2}) by position * frequency_i.
+    """Rotation of (x_i, x_{i + rotated/2}) by position * frequency_i.
 
-    theta: the base. scaling: the parameters of `rope_type`, hashable, sorted by name.
+    rotated: features of a head that are, its first ones; the others stay. theta: the base. scaling: the parameters of
+    `rope_type`, hashable, sorted by name.
     """
 
-    head_dim: int
+    rotated: int
     theta: float
     rope_type: str = "default"
     scaling: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], head_dim: int) -> Rope:
+    def from_config(cls, config: Mapping[str, Any], head_dim: int, *, partial: bool = False) -> Rope:
         """Read `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
 
+        partial: whether partial_rotary_factor may be below 1.
         Raises: ArchitectureError for a rope type that is not in ROPE_TYPES, a parameter that is missing or no number.
         """
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
@@ -45,11 +47,17 @@ class Rope:
             raise ArchitectureError(
                 f"config.json: rope type {str(rope_type)[:60]!r} is not known; known are {', '.join(ROPE_TYPES)}"
             )
-        for where in (config, found):
-            if number(where, "partial_rotary_factor", 1.0) != 1.0:
-                raise ArchitectureError(
-                    "config.json: partial_rotary_factor other than 1 is not covered by this architecture"
-                )
+        factors = [number(where, "partial_rotary_factor", 1.0) for where in (config, found)]
+        if not partial and factors != [1.0, 1.0]:
+            raise ArchitectureError(
+                "config.json: partial_rotary_factor other than 1 is not covered by this architecture"
+            )
+        rotated = int(head_dim * (factors[1] if "partial_rotary_factor" in found else factors[0]))
+        if not 2 <= rotated <= head_dim or rotated % 2:
+            raise ArchitectureError(
+                f"config.json: partial_rotary_factor says that {rotated} of {head_dim} features of a head are rotated; "
+                "it must be an even number of them"
+            )
         wanted = {
             "default": (),
             "linear": ("factor",),
@@ -63,11 +71,11 @@ class Rope:
         values = dict(scaling)
         if rope_type == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
             raise ArchitectureError("config.json: low_freq_factor of the rope must be below high_freq_factor")
-        return cls(head_dim, theta, str(rope_type), scaling)
+        return cls(rotated, theta, str(rope_type), scaling)
 
     def frequencies(self) -> NDArray[np.float32]:
-        """Return the angle per position of each pair of features in radians: float32 (head_dim / 2,)."""
-        exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        """Return the angle per position of each pair of features in radians: float32 (rotated / 2,)."""
+        exponent = np.arange(0, self.rotated, 2, dtype=np.float32) / np.float32(self.rotated)
         frequency: NDArray[np.float32] = (1.0 / np.power(np.float32(self.theta), exponent)).astype(np.float32)
         scaling = dict(self.scaling)
         if self.rope_type == "linear":

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from zeropoint import heap
 from zeropoint.checkpoint.reader import TensorInfo
@@ -251,8 +252,10 @@ class _Work:
         options = self.recipe.calibration
         shapes = [self._shape(stage, name) for name in stage.linears]
         values = shapes[0][1] + sum(rows for rows, _ in shapes)
-        if len(shapes) == 3:  # queries and keys are rotated, keys and values repeated for the heads that share them
-            values += 2 * shapes[0][0] + sum(rows for rows, _ in shapes)
+        config, flow = self.weights.model.config, self.weights.model.flow
+        if any(after.values for before, after in pairwise(flow) if before is stage):
+            # queries and keys are rotated, keys and values repeated for the heads that share them
+            values += (3 * config.heads + 2 * config.kv_heads) * config.head_dim
         return options.batch * options.length * values * FLOAT_BYTES
 
     def _branch(self, stage: Stage) -> int:

@@ -25,7 +25,7 @@ from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.types import InputParams, RunActivations
 
-Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add", "softcap"]
+Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add", "softcap", "slice"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
 
 
@@ -118,6 +118,11 @@ class NativeOps:
     def split_heads(self, x: Value, heads: int) -> Value:
         """Return the same value, seen as heads."""
         return Value(x.index, x.width, heads)
+
+    def split(self, x: Value, widths: tuple[int, ...]) -> tuple[Value, ...]:
+        """Record a copy of each part of the features."""
+        starts = np.cumsum((0, *widths[:-1])).tolist()
+        return tuple(self._record("slice", (x,), w, first=at) for at, w in zip(starts, widths, strict=True))
 
     def rope(self, x: Value, rope: Rope, start: int) -> Value:
         """Record the rotation; where it starts is the length of the cache when the program runs."""
@@ -221,6 +226,10 @@ class _Compiler:
         source = self._slots[operation.inputs[0].index]
         detail = operation.detail
         self.program.norm(source, detail["gain"], detail["eps"], self._new(operation.out), detail["heads"])
+
+    def _emit_slice(self, at: int, operation: Operation) -> None:
+        source = self._slots[operation.inputs[0].index]
+        self.program.slice(source, operation.detail["first"], self._new(operation.out))
 
     def _emit_rope(self, at: int, operation: Operation) -> None:
         (x,) = operation.inputs

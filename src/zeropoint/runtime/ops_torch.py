@@ -86,10 +86,12 @@ class TorchOps:
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
+    def split(self, x: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return torch.split(x, list(widths), dim=-1)
+
     def rope(self, x: Tensor, rope: Rope, start: int) -> Tensor:
         cos, sin = (t[start : start + x.shape[-2]] for t in _rope_table(rope, _table_length(start + x.shape[-2])))
-        low, high = x.chunk(2, dim=-1)  # (batch, heads, time, head_dim / 2) each
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+        return _rotated(x, cos, sin)
 
     def attention(
         self,
@@ -140,8 +142,7 @@ class DifferentiableOps(TorchOps):
         cos, sin = (
             t[start : start + x.shape[-2]].clone() for t in _rope_table(rope, _table_length(start + x.shape[-2]))
         )
-        low, high = x.chunk(2, dim=-1)
-        return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+        return _rotated(x, cos, sin)
 
     def attention(
         self,
@@ -203,6 +204,13 @@ def _capped_attention(
     return torch.stack(rows)
 
 
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return x (..., time, head_dim) with its first features rotated. cos, sin: (time, half of those features)."""
+    half = cos.shape[-1]
+    low, high, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
+
+
 def _table_length(positions: int) -> int:
     """Round up to a power of two, so that decoding token by token builds few tables."""
     return 1 << max(8, (positions - 1).bit_length())
@@ -210,6 +218,6 @@ def _table_length(positions: int) -> int:
 
 @lru_cache(maxsize=8)
 def _rope_table(rope: Rope, positions: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of every angle: float32 (positions, head_dim / 2)."""
+    """Return cos and sin of every angle: float32 (positions, rotated / 2)."""
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), torch.from_numpy(rope.frequencies()))
     return angles.cos(), angles.sin()

@@ -33,12 +33,13 @@ LOWEST, HIGHEST = 1e-4, 1e4
 class Fold:
     """Where the input scale of a stage goes. A channel is one output of the feeder.
 
-    feeder: local name. channels: of the feeder. groups: (kv heads, heads per kv head, head_dim) if a channel feeds
-    several columns, else None.
+    feeder: local name. rows: of it, where it is a linear. channels: how many these are. groups: (kv heads, heads per kv
+    head, head_dim) if a channel feeds several columns, else None.
     """
 
     stage: Stage
     feeder: str
+    rows: slice
     channels: int
     groups: tuple[int, int, int] | None
 
@@ -65,11 +66,12 @@ class Fold:
         offsets = {bias: 0.0, weight: 0.0 if is_linear else block.config.norm_offset}
         for name, offset in offsets.items():  # a norm's gain has the last word, a linear's bias the only one
             if name in tensors and tensors[name].ndim == 1:
-                scale = _effective(tensors[name], scale, block.dtypes[name], offset)
+                scale = _effective(tensors[name][self.rows], scale, block.dtypes[name], offset)
         for name, offset in offsets.items():
             if name in tensors:
-                rows = scale[:, None] if tensors[name].ndim == 2 else scale
-                tensors[name] = _divided(tensors[name], rows, block.dtypes.get(name), offset)
+                divisor = scale[:, None] if tensors[name].ndim == 2 else scale
+                part = _divided(tensors[name][self.rows], divisor, block.dtypes.get(name), offset)
+                tensors[name] = with_rows(tensors[name], self.rows, part)
         columns = self.spread(scale)
         for name in weights:
             tensors[name] = tensors[name] * columns
@@ -79,21 +81,33 @@ class Fold:
 def find_fold(block: FloatBlock, flow: Flow, stage: Stage) -> Fold | str:
     """Return where the scale of the stage's input can go, or in a sentence why it can go nowhere."""
     feeder = stage.fed_by
+    if feeder is None:
+        return "no norm and no linear stands before it"
     others = [name for other in flow if other is not stage and other.fed_by == feeder for name in other.linears]
     if others:
         return f"{feeder} feeds {', '.join(others)} too"
-    channels = len(block.tensors[f"{feeder}.weight"])
+    rows = stage.rows_of(block.config)
+    channels = len(block.tensors[f"{feeder}.weight"][rows])
     kept = [name for name in stage.linears if _is_rounded(block, f"{name}.weight")]
     if block.config.norm_offset and kept and block.tensors[f"{feeder}.weight"].ndim == 1:
         return f"{feeder} is stored less {block.config.norm_offset:g}, so no scale is exact in {', '.join(kept)}"
     cols = block.tensors[f"{stage.linears[0]}.weight"].shape[1]
     if channels == cols:
-        return Fold(stage, feeder, channels, None)
+        return Fold(stage, feeder, rows, channels, None)
     config = block.config
     groups = (config.kv_heads, config.heads // config.kv_heads, config.head_dim)
     if (channels, cols) == (config.kv_heads * config.head_dim, config.heads * config.head_dim):
-        return Fold(stage, feeder, channels, groups)
+        return Fold(stage, feeder, rows, channels, groups)
     return f"{feeder} has {channels} outputs for {cols} columns"
+
+
+def with_rows(tensor: Tensor, rows: slice, part: Tensor) -> Tensor:
+    """Return the tensor with `part` in the place of some of its rows, or of all."""
+    if len(part) == len(tensor):
+        return part
+    found = tensor.clone()
+    found[rows] = part
+    return found
 
 
 def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> frozenset[str]:

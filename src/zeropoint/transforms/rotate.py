@@ -27,6 +27,7 @@ from torch import Tensor
 from zeropoint.errors import SchemeError
 from zeropoint.models.parts import Config, FloatBlock, Flow, Stage
 from zeropoint.transforms import OutputError, Rewritten, StageNote
+from zeropoint.transforms.fold import with_rows
 from zeropoint.transforms.hadamard import Rotation, rotation
 from zeropoint.types import Stats
 
@@ -66,7 +67,7 @@ def transform(
         r = rotation(block.config.head_dim, options.seed or 0)
         for stage in flow:
             if stage.values:
-                _rotate_values(tensors, stage, r)
+                _rotate_values(tensors, stage, stage.rows_of(block.config), r)
     for name, dtype in block.dtypes.items():
         if tensors[name] is not block.tensors[name]:
             tensors[name] = tensors[name].to(dtype).float()
@@ -107,12 +108,16 @@ def _rotate_stream(tensors: dict[str, Tensor], stage: Stage, q: Rotation, block:
         tensors[f"{stage.fed_by}.weight"] = torch.ones_like(gain) - offset
 
 
-def _rotate_values(tensors: dict[str, Tensor], stage: Stage, r: Rotation) -> None:
-    """Rotate in place the outputs of the linear that makes the values, and the columns that read them, head by head."""
-    feeder = tensors[f"{stage.fed_by}.weight"]  # (kv heads * head_dim, hidden)
-    tensors[f"{stage.fed_by}.weight"] = _in_heads(feeder.T, r).T.contiguous()
-    if f"{stage.fed_by}.bias" in tensors:
-        tensors[f"{stage.fed_by}.bias"] = _in_heads(tensors[f"{stage.fed_by}.bias"], r)
+def _rotate_values(tensors: dict[str, Tensor], stage: Stage, rows: slice, r: Rotation) -> None:
+    """Rotate in place the outputs of the linear that makes the values, and the columns that read them, head by head.
+
+    rows: of that linear, which make the values.
+    """
+    for name in (f"{stage.fed_by}.weight", f"{stage.fed_by}.bias"):
+        if name in tensors:
+            part = tensors[name][rows]  # (kv heads * head_dim, hidden), or without hidden
+            rotated = _in_heads(part.T, r).T.contiguous() if part.ndim == 2 else _in_heads(part, r)
+            tensors[name] = with_rows(tensors[name], rows, rotated)
     for name in stage.linears:
         tensors[f"{name}.weight"] = _in_heads(tensors[f"{name}.weight"], r)
 
