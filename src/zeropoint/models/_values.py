@@ -36,8 +36,8 @@ def number(config: Mapping[str, Any], key: str, default: float | None = None, *,
 
 
 def positive_or_none(config: Mapping[str, Any], key: str) -> float | None:
-    """Return a number above 0, or None where the key is missing or null. Raises: ArchitectureError."""
-    return None if config.get(key) is None else number(config, key)
+    """Return a number above 1e-6, or None where the key is missing or null. Raises: ArchitectureError."""
+    return None if config.get(key) is None else number(config, key, least=1e-6)  # in float32, too, it is no 0
 
 
 def flag(config: Mapping[str, Any], key: str) -> bool:

@@ -75,4 +75,6 @@ class Model(llama.Model):
 def read_config(config: Mapping[str, Any], *covered: str) -> Config:
     """Return what Gemma 2 and 3 have in common. covered: keys that the caller reads. Raises: ArchitectureError."""
     read = llama.read_config(config, *covered, activation_key="hidden_activation")
-    return replace(gemma.scaled(config, read), attention_scale=number(config, "query_pre_attn_scalar", 256.0) ** -0.5)
+    return replace(
+        gemma.scaled(config, read), attention_scale=number(config, "query_pre_attn_scalar", 256.0, least=1e-6) ** -0.5
+    )
