@@ -5,6 +5,7 @@
     zeropoint.quantize("SmolLM2-135M", "SmolLM2-w4", recipe="w4a16")
     zeropoint.evaluate("SmolLM2-w4", reference="SmolLM2-135M", text="held-out.txt")
     zeropoint.load("SmolLM2-w4").generate("The capital of France is")
+    zeropoint.export("SmolLM2-w4", "SmolLM2-w4.gguf", format="gguf")
 
 Importing zeropoint imports no torch; the first call that computes does.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zeropoint.comparison import compare
     from zeropoint.evaluation.run import evaluate
     from zeropoint.evaluation.speed import bench
+    from zeropoint.exporting.run import export
     from zeropoint.inspection import inspect
     from zeropoint.laboratory import inspect_inputs
     from zeropoint.pipeline import quantize
@@ -36,6 +38,7 @@ _LAZY = {
     "evaluate": "zeropoint.evaluation.run",
     "compare": "zeropoint.comparison",
     "bench": "zeropoint.evaluation.speed",
+    "export": "zeropoint.exporting.run",
     "inspect": "zeropoint.inspection",
     "inspect_inputs": "zeropoint.laboratory",
     "load": "zeropoint.runtime.generate",
@@ -57,6 +60,7 @@ __all__ = [
     "bench",
     "compare",
     "evaluate",
+    "export",
     "inspect",
     "inspect_inputs",
     "load",

@@ -40,6 +40,7 @@ ORDER = (
     "refine",
     "formats",
     "runtime",
+    "exporting",
     "evaluation",
     "report",
     "planning",

@@ -106,8 +106,8 @@ class Gguf:
         heads = self._heads(info)
         # the values of a vector share blocks, and the rows of interleaved heads lie among those of their whole head
         if heads is None and len(info.shape) > 1:
-            return _dequantize(part)
-        values = _dequantize(info) if heads is None else _apart(_dequantize(info), heads, info)
+            return dequantize(part)
+        values = dequantize(info) if heads is None else _apart(dequantize(info), heads, info)
         return values if rows is None else values[slice(*rows)].copy()
 
     def side_file(self, name: str) -> bytes | None:
@@ -140,7 +140,7 @@ class Gguf:
     def _use_rope_factors(self, info: TensorInfo) -> None:
         """Put llama3's rope scaling, which a GGUF file holds as one divisor per frequency, into the config."""
         rope = self.config["rope_parameters"]
-        factors = _dequantize(info)
+        factors = dequantize(info)
         if factors.size == self.config["head_dim"] // 2 and rope["rope_type"] == "default":
             if (factors == 1).all():
                 return
@@ -185,7 +185,7 @@ def _renamed(found: Mapping[str, TensorInfo], architecture: Architecture, path: 
     return tensors
 
 
-def _dequantize(info: TensorInfo) -> NDArray[np.float32]:
+def dequantize(info: TensorInfo) -> NDArray[np.float32]:
     """Return a tensor's values, float32 in its shape.
 
     Blocks do not know of rows, so the tensor is cut where it suits: only one chunk is in memory beside the result.

@@ -139,13 +139,14 @@ def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]
     merges = [_pair(merge, path) for merge in _texts(metadata, "tokenizer.ggml.merges", path)]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut.ignore_merges))
-    tokenizer.pre_tokenizer = _pre_tokenizer(cut)
+    tokenizer.pre_tokenizer = pre_tokenizer(cut)
     tokenizer.decoder = decoders.ByteLevel()
     _add_edges(tokenizer, metadata, tokens, bos=cut.bos)
     return tokenizer
 
 
-def _pre_tokenizer(cut: Cut) -> PreTokenizer:
+def pre_tokenizer(cut: Cut) -> PreTokenizer:
+    """Return what cuts text so."""
     from tokenizers import Regex, pre_tokenizers
 
     steps: list[PreTokenizer] = []
@@ -176,7 +177,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=_merges_from_scores(mergeable, vocabulary),
+            merges=merges_from_scores(mergeable, vocabulary),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,
@@ -191,7 +192,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[i
     return tokenizer
 
 
-def _merges_from_scores(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+def merges_from_scores(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return every way to make a piece of two others, best score first.
 
     sentencepiece merges the adjacent pair whose joint piece scores highest, so the score of the result ranks the pair;

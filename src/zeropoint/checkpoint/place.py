@@ -2,6 +2,7 @@
 
     .out.partial/     where a run writes, beside "out"; locked, so that another run can tell it is in use
     .out.old-4711/    the model that "out" was, between the two renames of an --overwrite
+    .m.gguf.partial   an output that is one file, while it is written; locked too
 
 On a file system without locks nobody can tell who is alive: there each run has a folder of its own, .out.partial-4711,
 and none goes on with another's work.
@@ -87,6 +88,66 @@ def claim(final: Path) -> tuple[Path, int | None]:
         return folder, None
     _put_back(final)
     return folder, descriptor
+
+
+@contextmanager
+def output_file(output: Path, *, magic: bytes, overwrite: bool, source: Path) -> Iterator[Path]:
+    """Yield the name under which the file `output` is to be written; on leaving without an error it gets its own.
+
+    magic: how a file begins that --overwrite may replace. source: the model that is read, which it must not touch.
+    What was written is on the disk before the rename; leaving by any error removes it.
+    Raises: OutputError if the output exists, overlaps the source, is being written, or cannot be.
+    """
+    final = output.resolve()
+    refuse_overlap(final, source)
+    partial = final.with_name(f".{final.name}.partial")
+    with output_errors(output):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_file(output, final, magic=magic, overwrite=overwrite)
+        if partial.is_symlink():  # what it leads to would be written over
+            raise OutputError(f"{partial}: is a link, and the file is written there; remove it, or give another output")
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock_file(descriptor, partial, final)
+        try:
+            yield partial
+            with output_errors(output):
+                sync(partial)
+                _refuse_file(output, final, magic=magic, overwrite=overwrite)
+                partial.replace(final)
+                sync(final.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_file(output: Path, final: Path, *, magic: bytes, overwrite: bool) -> None:
+    """Refuse an output that is there, or that --overwrite must not replace."""
+    if not os.path.lexists(final):
+        return
+    if not overwrite:
+        raise OutputError(f"{output}: exists already; give another output, or --overwrite to replace it")
+    if final.is_file():
+        with final.open("rb") as file:
+            if file.read(len(magic)) == magic:
+                return
+    raise OutputError(f"{output}: is no file of this format, so it is not overwritten; give another output")
+
+
+def _lock_file(descriptor: int, partial: Path, final: Path) -> None:
+    """Lock a file that is being written. Raises: OutputError if another run writes it, or has just finished it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), partial.stat()):
+            raise BlockingIOError
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise OutputError(
+            f"{final}: another run is writing it, as {partial}; wait for it, or give another output"
+        ) from error
+    except OSError:  # a file system without locks
+        return
 
 
 def _put_back(final: Path) -> None:

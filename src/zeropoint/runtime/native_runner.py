@@ -213,7 +213,7 @@ class _Loader:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return a small tensor as float32."""
-        return _as_float32(self._checkpoint.read_array(name), self._dtype(name))
+        return _as_float32(self._checkpoint.read_array(name))
 
     def linear(self, name: str) -> NativeLinear:
         """Return the weight of a linear of a block, float or quantized, and how its input is rounded."""
@@ -249,7 +249,7 @@ class _Loader:
             return self._counted(self._float(full))
         rows, cols = self._shape(full)
         weight = _native.codes_weight(8, rows, cols, cols, False, False)
-        halves = self._dtype(full) == "BF16"
+        halves = self._comes_as_bfloat16(full)
         self._in_slabs(full, weight.round_bf16 if halves else weight.round_f32, as_stored=halves)
         return self._counted(weight)
 
@@ -268,7 +268,7 @@ class _Loader:
         return weight
 
     def _float(self, name: str) -> _native.Weight:
-        halves = self._dtype(name) == "BF16"
+        halves = self._comes_as_bfloat16(name)
         weight = _native.float_weight(halves, *self._shape(name))
         self._in_slabs(name, weight.put_bf16 if halves else weight.put_f32, as_stored=halves)
         return weight
@@ -309,14 +309,15 @@ class _Loader:
     def _in_slabs(self, name: str, put: Callable[[_native.Pool, int, Any], None], *, as_stored: bool) -> None:
         for start, stop in _slabs(*self._shape(name)):
             slab = self._checkpoint.read_array(name, rows=(start, stop))
-            put(self._pool, start, slab if as_stored else _as_float32(slab, self._dtype(name)))
+            put(self._pool, start, slab if as_stored else _as_float32(slab))
 
     def _shape(self, name: str) -> tuple[int, int]:
         rows, cols = self._info(name).shape
         return rows, cols
 
-    def _dtype(self, name: str) -> str:
-        return str(self._info(name).dtype)
+    def _comes_as_bfloat16(self, name: str) -> bool:
+        """Say whether a matrix is read as the bits of bfloat16; a .gguf file gives float32, whatever it stores."""
+        return self._checkpoint.read_array(name, rows=(0, 1)).dtype == np.uint16
 
     def _info(self, name: str) -> Any:
         return self._checkpoint.tensors[self._checkpoint.tied.get(name, name)]
@@ -363,8 +364,8 @@ def _cache_token_bytes(config: Config, cache: CacheDtype) -> int:
     return 2 * config.layers * config.kv_heads * (head_dim * np.dtype(cache).itemsize + scale_bytes)
 
 
-def _as_float32(values: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Return what `read_array` gave for a tensor stored as `dtype` as contiguous float32."""
-    if dtype == "BF16":
+def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what `read_array` gave for a float tensor as contiguous float32; bfloat16 comes as its bits in uint16."""
+    if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return np.ascontiguousarray(values, dtype=np.float32)

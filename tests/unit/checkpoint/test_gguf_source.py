@@ -16,7 +16,7 @@ import tiny
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.checkpoint.gguf_config import llama3_scaling
 from zeropoint.checkpoint.gguf_header import _QuickReader, read_header
-from zeropoint.checkpoint.gguf_source import CHUNK_BYTES, Gguf, _dequantize
+from zeropoint.checkpoint.gguf_source import CHUNK_BYTES, Gguf, dequantize
 from zeropoint.checkpoint.reader import TensorInfo, read_into
 from zeropoint.errors import CheckpointError
 
@@ -105,7 +105,7 @@ KINDS = [kind for kind in gguf.GGMLQuantizationType if kind in gguf.quants._type
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_type_is_dequantized_in_chunks_as_in_one_piece(tmp_path: Path, kind: gguf.GGMLQuantizationType) -> None:
+def test_every_type_isdequantized_in_chunks_as_in_one_piece(tmp_path: Path, kind: gguf.GGMLQuantizationType) -> None:
     values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[kind]
     blocks = 2 * CHUNK_BYTES // bytes_per_block + 3
     raw = np.random.default_rng(0).integers(0, 256, blocks * bytes_per_block, dtype=np.uint8)
@@ -113,14 +113,14 @@ def test_every_type_is_dequantized_in_chunks_as_in_one_piece(tmp_path: Path, kin
     info = TensorInfo("t", kind.name, (blocks, values_per_block), raw.nbytes, tmp_path / "raw", offset=3)
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(raw.reshape(blocks, -1), kind)
-    assert np.array_equal(_dequantize(info), expected, equal_nan=True)
+    assert np.array_equal(dequantize(info), expected, equal_nan=True)
 
 
-def test_type_that_the_package_cannot_dequantize_is_refused_by_name(tmp_path: Path) -> None:
+def test_type_that_the_package_cannotdequantize_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(bytes(64))
     info = TensorInfo("t", "I32", (16,), 64, tmp_path / "raw")
     with pytest.raises(CheckpointError, match="t is stored as I32, which the gguf package cannot dequantize"):
-        _dequantize(info)
+        dequantize(info)
 
 
 def test_logits_are_those_of_the_folder_in_transformers(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from zeropoint.evaluation.results import (
     TensorRow,
     Verdict,
 )
+from zeropoint.exporting.result import Export
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
 
@@ -66,6 +67,7 @@ NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[24
 INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
 INPUTS = filled(InputInspection)
 BENCHED = filled(Bench, against=None, prefill_ratio=None, decode_ratio=None)
+EXPORTED = filled(Export, types={"Q4_0": 7}, notes=["a note"])
 COMPARED = filled(Comparison, rows=[filled(ComparisonRow, name="m"), filled(ComparisonRow, name="w8a16", recipe={})])
 
 
@@ -292,6 +294,23 @@ def test_inspect_of_layers_hands_over_only_what_was_given(stand_in: Stand, capfd
     assert "peak memory 7 B" in capfd.readouterr().out
 
 
+# export
+
+
+def test_export_hands_over_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.exporting.run.export", EXPORTED)
+    assert cli.main(["export", "o", "--format", "gguf", "--output", "m.gguf", "--overwrite"]) == 0
+    assert calls == [((Path("o"), Path("m.gguf")), {"format": "gguf", "overwrite": True})]
+    out = capfd.readouterr().out
+    assert "7 Q4_0" in out
+    assert "a note" in out
+
+
+def test_export_to_a_format_that_is_none_is_refused(capfd: Streams) -> None:
+    assert cli.main(["export", "o", "--format", "ggml", "--output", "m.gguf"]) == 2
+    assert "'gguf'" in capfd.readouterr().err
+
+
 # all of them
 
 
@@ -302,6 +321,7 @@ COMMANDS = {
     "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
     "bench o": ("zeropoint.evaluation.speed.bench", BENCHED),
     "compare m --recipes w8a16": ("zeropoint.comparison.compare", COMPARED),
+    "export o --format gguf -o m.gguf": ("zeropoint.exporting.run.export", EXPORTED),
 }
 
 
@@ -325,7 +345,7 @@ def test_a_refusal_is_one_sentence_on_stderr(line: str, form: str, stand_in: Sta
     assert streams.err == "work 1/2, model.layers.0, 0:00 left\nzeropoint: m: no folder\n"
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith("bench")])
+@pytest.mark.parametrize("line", [line for line in COMMANDS if not line.startswith(("bench", "export"))])
 def test_threads_are_set_for_torch_before_and_after_it_is_imported(
     line: str, stand_in: Stand, monkeypatch: pytest.MonkeyPatch, capfd: Streams
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import zeropoint
 from child import run_python
-from tiny import make_llama, quantized
+from tiny import make_gguf, make_llama, quantized
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import InputError, InternalError
 from zeropoint.recipe import Recipe
@@ -40,6 +40,14 @@ def bf16_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, quantized to 4 bits."""
     return quantized(tmp_path_factory.mktemp("native") / "quantized", "w4a16")
+
+
+@pytest.mark.parametrize("quantization", ["BF16", "F16", "Q8_0"])
+def test_a_gguf_file_of_any_type_gives_the_logits_of_torch(quantization: str, tmp_path: Path) -> None:
+    file = make_gguf(tmp_path / "m.gguf", quantization=quantization)
+    expected = load(file, runtime="torch").logits(LONG[:20])
+    found = runner(file, activations="float", cache="float32").logits(LONG[:20])
+    assert np.allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_long_texts_are_those_of_torch(model: Path) -> None:
