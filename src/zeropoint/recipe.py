@@ -59,7 +59,11 @@ _FOLDERS: dict[str, ChoiceKind] = {
 _LISTS = ("rules", "transforms", "refine")
 _METHODS: tuple[Literal["transforms", "refine"], ...] = ("transforms", "refine")
 """The lists of methods; an item may be a name alone."""
-_SCHEME_LIMITS = {"bits": Annotated[int, msgspec.Meta(ge=2, le=8)], "group_size": Annotated[int, msgspec.Meta(ge=1)]}
+_SCHEME_LIMITS = {
+    "bits": Annotated[int, msgspec.Meta(ge=2, le=8)],
+    "group_size": Annotated[int, msgspec.Meta(ge=1)],
+    "scale_bits": Annotated[int, msgspec.Meta(ge=2, le=24)],
+}
 _INPUT_LIMITS = {
     "bits": Annotated[int, msgspec.Meta(ge=8, le=8)],
     "outlier_threshold": Annotated[float, msgspec.Meta(gt=0, le=1e6)] | Literal["none"],
@@ -578,6 +582,8 @@ def _plain(value: object) -> object:
             table = asdict(value)
             if isinstance(value, Scheme) and (value.granularity != "group" or value.group_size is None):
                 del table["group_size"]
+            if isinstance(value, Scheme) and value.scale_bits is None:
+                del table["scale_bits"]
             if isinstance(value, InputScheme) and value.outlier_threshold is None:
                 del table["outlier_threshold"]
             return table

@@ -41,6 +41,8 @@ class Scheme:
     scale_dtype: the dtype of the stored scale. Scales are rounded to it when they are chosen, so that the integers
         are found with the very scale that the file will hold. bfloat16 values in the normal range of float16 are
         exact in float16 too, and never under- or overflow (docs/decisions/0002-scales-in-bfloat16.md).
+    scale_bits: significant bits of a scale; None: as many as its dtype has (8, 11, 24). With 7 every product of a scale
+        and a number below 16 is a float16 number, as the minima of GGUF's Q4_1 have to be.
     """
 
     bits: int = 4
@@ -49,6 +51,7 @@ class Scheme:
     group_size: int | None = 64
     narrow: bool = False
     scale_dtype: ScaleDtype = "bfloat16"
+    scale_bits: int | None = None
 
     @property
     def q_min(self) -> int:

@@ -193,8 +193,8 @@ def _special(tokenizer: Tokenizer, state: Mapping[str, Any], where: str) -> dict
     for kind, edge in (("bos", before), ("eos", after)):
         if edge and edge != [fields.get(f"tokenizer.ggml.{kind}_token_id")]:
             raise CheckpointError(
-                f"{where}: puts the tokens {edge} {'before' if kind == 'bos' else 'behind'} a text, and a GGUF file can "
-                f"only say {kind}; {ADVICE}"
+                f"{where}: puts the tokens {edge} {'before' if kind == 'bos' else 'behind'} a text, and a GGUF "
+                f"file can only say {kind}; {ADVICE}"
             )
         fields[f"tokenizer.ggml.add_{kind}_token"] = bool(edge)
     return fields
@@ -218,7 +218,7 @@ def _spaces(state: Mapping[str, Any]) -> list[str]:
     eating = [token["content"] for token in state["added_tokens"] if token["lstrip"] or token["rstrip"]]
     if not eating:
         return []
-    return [f"{len(eating)} special tokens, like {eating[0]}, take spaces beside them away; llama.cpp may not"]
+    return [f"{len(eating)} special tokens, like {eating[0]}, take spaces beside them; llama.cpp may not"]
 
 
 def _state_of(name: str) -> Any:

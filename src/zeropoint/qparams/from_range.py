@@ -62,12 +62,16 @@ def _scale(extent: Tensor, steps: float, scheme: Scheme) -> Tensor:
     extent: float32 >= 0, the length that `steps` steps have to cover.
     """
     dtype = _STORED[scheme.scale_dtype]
+    significant = scheme.scale_bits
     # float64: below the normal numbers of float32 the quotient itself would lose the bits that decide between nearest
     # and up. Above, this is bit for bit the float32 quotient: 53 bits are more than twice 24 and two.
     wanted = extent.double() / steps
-    nearest = wanted.to(dtype)
+    nearest = (wanted if significant is None else _rounded(wanted, significant)).to(dtype)
     falls_short = (steps + 0.5) * nearest.double() < extent
-    stored = torch.where(falls_short, torch.nextafter(nearest, torch.full_like(nearest, torch.inf)), nearest)
+    above = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
+    if significant is not None:  # one of the fewer steps further; below the normal numbers those of the dtype are wider
+        above = torch.maximum(above, (nearest.double() + _step(wanted, significant)).to(dtype))
+    stored = torch.where(falls_short, above, nearest)
     scale = torch.where(extent == 0, 1.0, stored.float())
     furthest = -scheme.q_min if scheme.symmetric else scheme.q_max - scheme.q_min  # the largest |q - Z|
     if not bool((scale.double() * furthest <= _FLOAT32_MAX).all()):
@@ -80,8 +84,22 @@ def _scale(extent: Tensor, steps: float, scheme: Scheme) -> Tensor:
 
 
 def as_stored(scale: Tensor, scheme: Scheme) -> Tensor:
-    """Return float32 scales as they come back from the dtype that the scheme stores them in."""
+    """Return float32 scales as they come back from what the scheme stores; a gradient passes as if unchanged."""
+    if scheme.scale_bits is not None:
+        scale = scale + (_rounded(scale, scheme.scale_bits) - scale).detach()  # exact: the two are near
     return scale.to(_STORED[scheme.scale_dtype]).float()
+
+
+def _rounded(values: Tensor, significant: int) -> Tensor:
+    """Return the nearest numbers with so many significant bits, ties to even."""
+    step = _step(values, significant)
+    return torch.round(values.detach() / step) * step
+
+
+def _step(values: Tensor, significant: int) -> Tensor:
+    """Return how far apart numbers of so many significant bits are around `values`."""
+    _, exponent = torch.frexp(values.detach())  # in [2^(exponent - 1), 2^exponent)
+    return torch.ldexp(torch.ones_like(values), exponent - significant)
 
 
 def require_finite(values: Tensor, what: str) -> None:

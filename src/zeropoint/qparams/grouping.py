@@ -40,6 +40,8 @@ def check_scheme(scheme: Scheme) -> None:
         raise SchemeError(f"granularity = {scheme.granularity!r}: use one of {', '.join(get_args(Granularity))}")
     if scheme.scale_dtype not in get_args(ScaleDtype):
         raise SchemeError(f"scale_dtype = {scheme.scale_dtype!r}: use one of {', '.join(get_args(ScaleDtype))}")
+    if scheme.scale_bits is not None and not 2 <= scheme.scale_bits <= 24:
+        raise SchemeError(f"scale_bits = {scheme.scale_bits}: use 2 to 24, or None for all that the dtype has")
     if scheme.granularity == "group":
         if scheme.group_size is None:
             raise SchemeError("granularity = 'group' needs a group_size, such as 64; or use granularity = 'channel'")

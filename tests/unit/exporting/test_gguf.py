@@ -84,6 +84,20 @@ def test_what_is_read_back_has_the_weights_and_the_logits_of_the_folder(case: st
     assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[0]).max()
 
 
+# of what each kind of rounding and tuning leaves of the scales
+LEARNED = ["calibration.samples=4", "calibration.length=32", "calibration.held_out=2", 'refine=["descent"]']
+
+
+@pytest.mark.parametrize(("preset", "kind"), [("gguf_q4_0", "Q4_0"), ("gguf_q4_1", "Q4_1"), ("gguf_q8_0", "Q8_0")])
+def test_the_recipes_for_gguf_export_as_the_type_that_they_are_named_after(
+    preset: str, kind: str, tmp_path: Path
+) -> None:
+    out = make(tmp_path, preset, LEARNED)
+    result = zeropoint.export(out, tmp_path / "m.gguf", format="gguf")
+    assert result.types == {"F32": 6, kind: 14}
+    assert result.notes == ()
+
+
 def test_tokenizer_template_and_special_tokens_come_back(folder: Path, tmp_path: Path) -> None:
     zeropoint.export(folder, tmp_path / "m.gguf", format="gguf")
     ours, theirs = (load_tokenizer(open_checkpoint(path)) for path in (folder, tmp_path / "m.gguf"))

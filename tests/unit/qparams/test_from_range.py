@@ -11,7 +11,7 @@ from torch import Tensor
 from reference import affine
 from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.qparams.affine import nearest_codes, values_of
-from zeropoint.qparams.from_range import from_range, require_finite
+from zeropoint.qparams.from_range import as_stored, from_range, require_finite
 from zeropoint.types import Scheme
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -36,6 +36,38 @@ def back(values: Tensor, low: float, high: float, scheme: Scheme) -> Tensor:
     q = from_range(*range_(low, high), scheme)
     codes = nearest_codes(values, q.scale, q.zero_point, scheme)
     return values_of(codes, q.scale, q.zero_point)
+
+
+@settings(deadline=None, max_examples=200)
+@given(low=moderate, high=moderate, bits=st.integers(2, 8), symmetric=st.booleans(), dtype=st.sampled_from([*DTYPES]))
+def test_a_scale_has_no_more_bits_than_asked_and_its_grid_still_covers_the_range(
+    low: float, high: float, bits: int, symmetric: bool, dtype: str
+) -> None:
+    extent = max(-low, high, 0.0) if symmetric else max(high, 0.0) - min(low, 0.0)
+    assume(extent > 0.1)  # a scale in the normal numbers of float16
+    scheme = Scheme(bits, symmetric, "tensor", None, scale_dtype=dtype, scale_bits=7)  # type: ignore[arg-type]
+    q = from_range(*range_(low, high), scheme)
+    mantissa, _ = math.frexp(q.scale.item())
+    assert mantissa * 2**7 == round(mantissa * 2**7)
+    multiples = q.scale * torch.arange(16)
+    assert torch.equal(multiples.half().float(), multiples)
+    steps = (scheme.q_max - scheme.q_min) / (2 if symmetric else 1)
+    assert (steps + 0.5) * q.scale.item() >= extent
+    assert q.scale.item() == pytest.approx(extent / steps, rel=2**-6)
+    whole = from_range(
+        *range_(low, high), Scheme(bits, symmetric, "tensor", None, scale_dtype="float32", scale_bits=24)
+    )
+    assert whole.scale.item() == pytest.approx(extent / steps, rel=2e-7)
+
+
+def test_scales_that_were_moved_are_rounded_to_their_bits_and_a_gradient_passes() -> None:
+    moved = torch.tensor([1 + 3 / 256, 1 + 1 / 128, 0.01], requires_grad=True)
+    stored = as_stored(moved, Scheme(4, False, "tensor", None, scale_dtype="float16", scale_bits=7))
+    # 1/64 apart from 1 on, ties to even; 2^-13 apart around 0.01
+    assert stored.tolist() == [1 + 1 / 64, 1.0, round(0.01 * 2**13) / 2**13]
+    stored.sum().backward()
+    assert moved.grad is not None
+    assert moved.grad.tolist() == [1.0, 1.0, 1.0]
 
 
 @settings(deadline=None, max_examples=200)
