@@ -244,7 +244,4 @@ def _pairs(merges: Iterable[Any]) -> Iterable[tuple[str, str]]:
 
 def _by_piece(merges: Iterable[tuple[str, str]]) -> list[tuple[str, set[tuple[str, str]]]]:
     """Return merges by what they make, in order; which of two ways to one piece comes first is nobody's business."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    for left, right in merges:
-        found.setdefault(left + right, set()).add((left, right))
-    return list(found.items())
+    return [(piece, set(ways)) for piece, ways in itertools.groupby(merges, key="".join)]
