@@ -83,12 +83,14 @@ def faults(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         calls = {call: runs.calls_of(call) for call in CALLS}
         print(f"calls of an undisturbed run: {calls}", flush=True)
         asked: list[dict[str, Any]] = [
+            {"call": "write", "at": at, "kind": "short"} for at in range(1, calls["write"] + 1)
+        ]
+        asked += [
             {"call": call, "at": at, "kind": "fail", "error": error}
-            for error in (errno.EIO, errno.ENOSPC)
             for call in CALLS
+            for error in (errno.EIO, errno.ENOSPC)
             for at in range(1, calls[call] + 1)
         ]
-        asked += [{"call": "write", "at": at, "kind": "short"} for at in range(1, calls["write"] + 1)]
         return count(runs, asked)
 
 
@@ -111,7 +113,7 @@ def count(runs: Runs, asked: Iterable[dict[str, Any]], kills: int | None = None)
         refused += "error" in came
         lost.append(came["lost"])
         if disturbed % 25 == 0:
-            print(f"{disturbed}: {killed} killed, {len(problems)} wrong or unfinished", flush=True)
+            print(f"{disturbed}: {killed} killed, {len(problems)} wrong or unfinished, last {fault}", flush=True)
     most = max(lost, default=0)
     print(
         f"{disturbed} disturbed: {killed} killed, {refused} ended with an error, {len(problems)} wrong or unfinished, "
