@@ -1,4 +1,4 @@
-# make demo        quantize, judge and run a small model, from a fresh clone
+# make demo        quantize, judge and run a small model, from a fresh clone; MODEL=... for one of your own
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
 # make check-all   the rest too: kernels under the sanitizers, slow tests, hostile files by coverage, the demo
 # make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard native/*)
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/demo.py $(MODEL)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

