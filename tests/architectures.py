@@ -109,6 +109,15 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "max_window_layers": 1,
         },
     },
+    "smollm3": {
+        "every second without rope": {"no_rope_layer_interval": 2, "attention_bias": True},
+        "windows": {
+            "no_rope_layers": [0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "tie_word_embeddings": False,
+        },
+    },
 }
 """By model_type, then by what a variant is about. Windows are shorter than the texts of the tests, 90 tokens."""
 

@@ -40,8 +40,9 @@ def split_heads(block: Block, outputs: tuple[Array, ...]) -> tuple[Array, Array,
 def attend_heads(block: Block, state: State, q: Array, k: Array, v: Array) -> State:
     """Rotate queries and keys, which are in heads, and attend as the config of the block says."""
     config, ops = block.config, block.ops
-    start = state.past.length if state.past is not None else 0
-    q, k = ops.rope(q, config.rope, start), ops.rope(k, config.rope, start)
+    if config.rope is not None:
+        start = state.past.length if state.past is not None else 0
+        q, k = ops.rope(q, config.rope, start), ops.rope(k, config.rope, start)
     y = ops.attention(
         q, k, v, state.past, window=config.window, scale=config.attention_scale, softcap=config.attention_softcap
     )

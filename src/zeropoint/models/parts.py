@@ -130,9 +130,9 @@ Flow = tuple[Stage, ...]
 class Config:
     """The numbers of a decoder, or of one of its blocks, as its file in models/ read them from config.json.
 
-    head_dim: features of one head. window, attention_scale, attention_softcap: as `Ops.attention` has them.
-    logit_softcap: as `Ops.softcap` has it; None for none. norm_offset: what is added to every stored gain.
-    embedding_factor: what an embedded token is multiplied by.
+    head_dim: features of one head. rope: None where positions are not told. window, attention_scale, attention_softcap:
+    as `Ops.attention` has them. logit_softcap: as `Ops.softcap` has it; None for none. norm_offset: what is added to
+    every stored gain. embedding_factor: what an embedded token is multiplied by.
     """
 
     model_type: str
@@ -149,7 +149,7 @@ class Config:
     attention_bias: bool
     mlp_bias: bool
     tied_embeddings: bool
-    rope: Rope
+    rope: Rope | None
     window: int | None = None
     attention_scale: float | None = None
     attention_softcap: float | None = None

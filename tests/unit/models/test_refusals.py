@@ -53,6 +53,8 @@ SIZES = {
         ("phi3", {"sliding_window": -5}, "sliding_window is -5"),
         ("olmo2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor other than 1 is not covered"),
         ("olmo2", {"clip_qkv": 8.0}, "clip_qkv is 8.0"),
+        ("smollm3", {"no_rope_layers": [1, 2]}, "no_rope_layers is not a list of 2 numbers, each 0 or 1"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
         ("qwen3", {"num_experts": 128}, "num_experts is 128"),
         ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not known"),
     ],
