@@ -107,11 +107,11 @@ def test_a_session_that_is_interrupted_holds_what_it_held(tmp_path: Path, monkey
     calls: list[object] = []
     attention = TorchOps.attention
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 2:  # in the second block, when the first has the new token in its cache
             raise KeyboardInterrupt
-        return attention(*arguments)
+        return attention(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(TorchOps, "attention", interrupted)
