@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from golden.formats import qtensor
-from zeropoint.exporting import _gguf_blocks
+from zeropoint.exporting import _gguf_blocks, awq, gptq
 from zeropoint.exporting._integers import Integers
 from zeropoint.types import Scheme
 
@@ -41,6 +41,9 @@ def packed() -> dict[str, list[str]]:
         kind, reason = _gguf_blocks.block_type(scheme, shape[1])
         assert kind == name, reason
         found[name] = [row.tobytes().hex() for row in _gguf_blocks.pack(name, integers(shape, scheme), kind)]
+    for target in (gptq, awq):
+        parts = target.pack("golden", integers((8, 32), Scheme(4, True, "group", 16)))
+        found |= {f"{target.PACKING.name}.{part}": [values.tobytes().hex()] for part, values in parts.items()}
     return found
 
 
