@@ -9,7 +9,7 @@ from child import run_python
 from zeropoint import find
 from zeropoint.errors import InputError, RecipeError
 
-KINDS = ("cli", "formats", "models", "observe", "qparams.input_ranges", "qparams.ranges", "rounding")
+KINDS = ("cli", "exporting", "formats", "models", "observe", "qparams.input_ranges", "qparams.ranges", "rounding")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,6 +31,7 @@ def test_what_the_first_version_promises_is_found() -> None:
         "chat",
         "compare",
         "evaluate",
+        "export",
         "generate",
         "inspect",
         "plan",
@@ -39,6 +40,7 @@ def test_what_the_first_version_promises_is_found() -> None:
         "verify",
     )
     assert "compressed_tensors" in find.names("formats")
+    assert {"awq", "gguf", "gptq"} == set(find.names("exporting"))
 
 
 def test_listing_imports_none_of_the_files_and_no_torch() -> None:

@@ -13,8 +13,8 @@ from zeropoint.cli.options import example, json_option
 
 @click.command(
     epilog=example(
-        "zeropoint quantize SmolLM2-135M --output SmolLM2-q4 --recipe gguf_q4_0",
         "zeropoint export SmolLM2-q4 --format gguf --output SmolLM2-q4_0.gguf",
+        "zeropoint export SmolLM2-w4 --format awq --output SmolLM2-awq",
     )
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -34,8 +34,8 @@ from zeropoint.cli.options import example, json_option
 def command(*, model: Path, target: str, output: Path, overwrite: bool, as_json: bool) -> None:
     """Write MODEL, a folder that `quantize` has made, as another engine loads it: the same integers and scales.
 
-    What the format cannot hold exactly is refused with what would fit; nothing is rounded a second time. OUTPUT appears
-    when it is complete and every value in it has been read back.
+    What the format cannot hold exactly is refused with what would fit; nothing is rounded a second time. The recipes
+    gguf_q4_0, gguf_q4_1 and gguf_q8_0 fit gguf. OUTPUT appears when it is complete and all of it has been read back.
     """
     from zeropoint.exporting.run import export
 
