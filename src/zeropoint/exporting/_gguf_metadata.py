@@ -54,12 +54,25 @@ class Architecture:
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(gguf.MODEL_ARCH.LLAMA, interleaved=True),
     "mistral": Architecture(gguf.MODEL_ARCH.LLAMA, interleaved=True),
+    "qwen2": Architecture(gguf.MODEL_ARCH.QWEN2),
+    "qwen3": Architecture(gguf.MODEL_ARCH.QWEN3),
 }
 """By model_type."""
 
+NOT_SAID: Mapping[str, object] = {
+    "window": None,
+    "attention_scale": None,
+    "attention_softcap": None,
+    "logit_softcap": None,
+    "norm_offset": 0.0,
+    "embedding_factor": 1.0,
+}
+"""What changes a model's output and is in none of the keys below: the value that is none."""
 
-def architecture_of(config: Config) -> Architecture:
-    """Return how llama.cpp has a model. Raises: ArchitectureError if that is not known here."""
+
+def architecture_of(model: Model) -> Architecture:
+    """Return how llama.cpp has a model. Raises: ArchitectureError if that is not known here, or not all it computes."""
+    config = model.config
     found = ARCHITECTURES.get(config.model_type)
     if found is None:
         raise ArchitectureError(
@@ -69,6 +82,16 @@ def architecture_of(config: Config) -> Architecture:
         raise ArchitectureError(
             f"hidden_act is {config.activation!r}; llama.cpp computes {found.arch_name} with {found.activation!r} only"
         )
+    for index in range(config.layers):
+        block = model.config_of(index)
+        for key, none in NOT_SAID.items():
+            if getattr(block, key) != none:
+                raise ArchitectureError(
+                    f"layer {index} has {key} {getattr(block, key)}, which a GGUF file of {found.arch_name} does not "
+                    "say: llama.cpp would compute something else; run the folder, or export as gptq or awq"
+                )
+        if block.rope != config.rope:
+            raise ArchitectureError(f"layer {index} has a rotation of its own, which GGUF files here do not say")
     return found
 
 
@@ -78,7 +101,7 @@ def fields_of(weights: Weights, kinds: Sequence[str]) -> dict[str, Any]:
     Integers are for uint32, floats for float32, as llama.cpp wants them.
     """
     config = weights.model.config
-    arch = architecture_of(config).arch_name
+    arch = architecture_of(weights.model).arch_name
     common = Counter(kind for kind in kinds if kind != "F32").most_common(1)
     kind = common[0][0] if common else "F32"
     file_type = gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"]

@@ -77,7 +77,7 @@ def plan(weights: Weights) -> Planned:
     Raises: SchemeError, with the tensor's name, for what no type holds; ArchitectureError or CheckpointError for a
     model or a tokenizer that GGUF cannot describe, or that is not known here.
     """
-    architecture = _gguf_metadata.architecture_of(weights.model.config)
+    architecture = _gguf_metadata.architecture_of(weights.model)
     require_no_outliers(weights)
     entries = tuple(_entries(weights, architecture))
     tokenizer = _gguf_tokenizer.describe(weights.checkpoint, weights.model.config.vocab_size)

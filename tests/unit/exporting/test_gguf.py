@@ -184,6 +184,11 @@ def test_what_llama_cpp_computes_otherwise_is_refused(folder: Path, tmp_path: Pa
     refused(out, tmp_path / "m.gguf", ArchitectureError, "hidden_act is 'gelu'.*'silu' only")
 
 
+def test_a_window_is_refused_since_llama_cpp_would_not_hear_of_it(folder: Path, tmp_path: Path) -> None:
+    out = copied(folder, tmp_path / "out", model_type="mistral", sliding_window=16)
+    refused(out, tmp_path / "m.gguf", ArchitectureError, "layer 0 has window 16")
+
+
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     out = copied(folder, tmp_path / "out")
     (out / "tokenizer.json").unlink()
