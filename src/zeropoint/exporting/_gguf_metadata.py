@@ -105,11 +105,12 @@ def fields_of(weights: Weights, kinds: Sequence[str]) -> dict[str, Any]:
     common = Counter(kind for kind in kinds if kind != "F32").most_common(1)
     kind = common[0][0] if common else "F32"
     file_type = gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"]
-    rope: dict[str, Any] = {}
-    if config.rope.rope_type == "linear":
-        rope = {
+    rope = _rope_of(config)
+    scaling: dict[str, Any] = {}
+    if rope.rope_type == "linear":
+        scaling = {
             f"{arch}.rope.scaling.type": "linear",
-            f"{arch}.rope.scaling.factor": float(dict(config.rope.scaling)["factor"]),
+            f"{arch}.rope.scaling.factor": float(dict(rope.scaling)["factor"]),
         }
     return {
         "general.name": weights.checkpoint.path.resolve().name,
@@ -126,18 +127,25 @@ def fields_of(weights: Weights, kinds: Sequence[str]) -> dict[str, Any]:
         f"{arch}.attention.value_length": config.head_dim,
         f"{arch}.attention.layer_norm_rms_epsilon": float(config.norm_eps),
         f"{arch}.rope.dimension_count": config.head_dim,
-        f"{arch}.rope.freq_base": float(config.rope.theta),
+        f"{arch}.rope.freq_base": float(rope.theta),
         f"{arch}.vocab_size": config.vocab_size,
-        **rope,
+        **scaling,
     }
 
 
 def rope_factors(config: Config) -> dict[str, NDArray[np.float32]]:
     """Return llama3's rope scaling as llama.cpp has it, the divisor of each frequency, by the tensor's name; or {}."""
-    if config.rope.rope_type != "llama3":
+    rope = _rope_of(config)
+    if rope.rope_type != "llama3":
         return {}
-    plain = Rope(config.head_dim, config.rope.theta).frequencies()
-    return {ROPE_FREQS: (plain / config.rope.frequencies()).astype(np.float32)}
+    plain = Rope(config.head_dim, rope.theta).frequencies()
+    return {ROPE_FREQS: (plain / rope.frequencies()).astype(np.float32)}
+
+
+def _rope_of(config: Config) -> Rope:
+    if config.rope is None:
+        raise ArchitectureError("the model rotates nothing, and llama.cpp would: it cannot be exported as GGUF")
+    return config.rope
 
 
 def add_fields(writer: gguf.GGUFWriter, fields: Mapping[str, Any]) -> None:
