@@ -101,6 +101,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "qwen3": {
         "plain": {"head_dim": 20},
+        "biased": {"attention_bias": True, "tie_word_embeddings": True},
         "biased, late windows": {
             "attention_bias": True,
             "head_dim": 12,
@@ -122,12 +123,15 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """By model_type, then by what a variant is about. Windows are shorter than the texts of the tests, 90 tokens."""
 
 
-def make(folder: Path, model_type: str, variant: str) -> Any:
-    """Write a model and return it: far from its initialization, so that a wrong gain or angle moves the logits."""
+def make(folder: Path, model_type: str, variant: str, **changes: Any) -> Any:
+    """Write a model and return it: far from its initialization, so that a wrong gain or angle moves the logits.
+
+    changes: keys of config.json.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SMALL, **VARIANTS[model_type][variant]})
+    config = AutoConfig.for_model(model_type, **{**SMALL, **VARIANTS[model_type][variant], **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

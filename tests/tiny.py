@@ -158,7 +158,7 @@ def make_gguf(
     writer = gguf.GGUFWriter(path, architecture)
     _add_sizes(writer, sizes)
     if tokenizer == "gpt2":
-        _add_byte_level(writer, vocab, pre)
+        add_byte_level(writer, vocab, pre)
     else:
         _add_sentencepiece(writer, vocab)
     writer.add_chat_template(CHAT_TEMPLATE)
@@ -359,7 +359,8 @@ def _add_sizes(writer: gguf.GGUFWriter, sizes: Sizes) -> None:
         writer.add_value_length(sizes.head_dim)
 
 
-def _add_byte_level(writer: gguf.GGUFWriter, vocab: int, pre: str) -> None:
+def add_byte_level(writer: gguf.GGUFWriter, vocab: int, pre: str) -> None:
+    """Add the byte-level tokenizer of so many tokens. pre: llama.cpp's name of how it cuts text."""
     state = json.loads(byte_level_tokenizer(vocab).to_str())["model"]
     tokens = sorted(state["vocab"], key=state["vocab"].__getitem__)
     padded = tokens + [f"[PAD{index}]" for index in range(len(tokens), vocab)]

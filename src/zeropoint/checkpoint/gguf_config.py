@@ -28,34 +28,64 @@ OTHERS = {
     "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
     "rope.scaling.original_context_length", "rope.scaling.finetuned", "vocab_size", "tensor_data_layout",
 }  # fmt: skip
+READS = ("q_proj", "k_proj", "v_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
 TOKENS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id", "unknown": "unk_token_id"}
 
 
 def llama_config(metadata: Mapping[str, Any], names: Collection[str], path: Path) -> dict[str, Any]:
-    """Return the config of a Llama, whose tensors have the Hugging Face names `names`.
+    """Return the config of a Llama; see `_config`."""
+    return {
+        **_config(metadata, names, path, "llama", "LlamaForCausalLM"),
+        "attention_bias": _has_biases(names, (*READS, "o_proj"), path),
+        "mlp_bias": _has_biases(names, MLP, path),
+        "pretraining_tp": 1,
+    }
+
+
+def qwen2_config(metadata: Mapping[str, Any], names: Collection[str], path: Path) -> dict[str, Any]:
+    """Return the config of a Qwen2, whose q, k and v have biases and nothing else has; see `_config`."""
+    if not _has_biases(names, READS, path) or _has_biases(names, ("o_proj", *MLP), path):
+        raise CheckpointError(
+            f"{path}: q, k and v of a Qwen2 have a bias and no other linear has, and here they do not"
+        )
+    return {**_config(metadata, names, path, "qwen2", "Qwen2ForCausalLM"), "use_sliding_window": False}
+
+
+def qwen3_config(metadata: Mapping[str, Any], names: Collection[str], path: Path) -> dict[str, Any]:
+    """Return the config of a Qwen3; see `_config`."""
+    if _has_biases(names, MLP, path):
+        raise CheckpointError(f"{path}: {', '.join(MLP)} have biases, which those of a Qwen3 have not")
+    return {
+        **_config(metadata, names, path, "qwen3", "Qwen3ForCausalLM"),
+        "attention_bias": _has_biases(names, (*READS, "o_proj"), path),
+        "use_sliding_window": False,
+    }
+
+
+def _config(
+    metadata: Mapping[str, Any], names: Collection[str], path: Path, model_type: str, architecture: str
+) -> dict[str, Any]:
+    """Return what the configs of decoders like Llama share; their tensors have the Hugging Face names `names`.
 
     Numbers that the file holds as float32 (rms_norm_eps) come out as that float32. dtype is "float32", as which the
-    tensors are read.
+    tensors are read. llama.cpp's name of the architecture is the model_type.
     Raises: CheckpointError naming a key that is missing, no positive number, or changes the result in an unknown way.
     """
-    prefix = "llama."
+    prefix = f"{model_type}."
     _refuse_unknown(metadata, prefix, path)
     sizes = {theirs: _count(metadata, prefix + ours, path) for ours, theirs in SIZES.items()}
     heads = sizes["num_attention_heads"]
-    head_dim = _head_dim(metadata, prefix, sizes["hidden_size"] // heads, path)
     vocab_size = _vocab_size(metadata, prefix, path)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": _has_biases(names, ("q_proj", "k_proj", "v_proj", "o_proj"), path),
+        "architectures": [architecture],
         "attention_dropout": 0.0,
         "dtype": "float32",
-        "head_dim": head_dim,
+        "head_dim": _head_dim(metadata, prefix, sizes["hidden_size"] // heads, path),
         "hidden_act": "silu",
         "initializer_range": 0.02,
-        "mlp_bias": _has_biases(names, ("gate_proj", "up_proj", "down_proj"), path),
-        "model_type": "llama",
+        "model_type": model_type,
         "num_key_value_heads": _count(metadata, f"{prefix}attention.head_count_kv", path, default=heads),
-        "pretraining_tp": 1,
         "rms_norm_eps": _number(metadata, f"{prefix}attention.layer_norm_rms_epsilon", path),
         "rope_parameters": _rope(metadata, prefix, path),
         "tie_word_embeddings": "lm_head.weight" not in names,
@@ -155,7 +185,7 @@ def _head_dim(metadata: Mapping[str, Any], prefix: str, default: int, path: Path
     head_dim = _count(metadata, f"{prefix}attention.key_length", path, default=rotated)
     if {rotated, _count(metadata, f"{prefix}attention.value_length", path, default=head_dim)} != {head_dim}:
         raise CheckpointError(
-            f"{path}: keys have {head_dim} features, values or the rotation another number, which no Llama has"
+            f"{path}: keys have {head_dim} features, values or the rotation another number, which is not covered"
         )
     return head_dim
 
@@ -195,6 +225,6 @@ def _has_biases(names: Iterable[str], linears: tuple[str, ...], path: Path) -> b
     if biases and biases != weights:
         missing = min(weights ^ biases)
         raise CheckpointError(
-            f"{path}: some of {', '.join(linears)} have a bias and {missing} has none; in a Llama all or none have one"
+            f"{path}: some of {', '.join(linears)} have a bias and {missing} has none; all or none of them have one"
         )
     return bool(biases)

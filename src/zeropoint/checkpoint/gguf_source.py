@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zeropoint.checkpoint.gguf_config import llama3_scaling, llama_config
+from zeropoint.checkpoint.gguf_config import llama3_scaling, llama_config, qwen2_config, qwen3_config
 from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into, rows_of
 from zeropoint.errors import CheckpointError
@@ -54,23 +54,25 @@ class Architecture:
         return f"model.layers.{layer}.{self.block[local]}.{kind}" if local in self.block else None
 
 
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+INTERLEAVED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(
-        outer={"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
-        block={
-            "attn_norm": "input_layernorm",
-            "attn_q": "self_attn.q_proj",
-            "attn_k": "self_attn.k_proj",
-            "attn_v": "self_attn.v_proj",
-            "attn_output": "self_attn.o_proj",
-            "ffn_norm": "post_attention_layernorm",
-            "ffn_gate": "mlp.gate_proj",
-            "ffn_up": "mlp.up_proj",
-            "ffn_down": "mlp.down_proj",
-        },
-        interleaved={"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"},
-        config=llama_config,
-    )
+    "llama": Architecture(OUTER, BLOCK, INTERLEAVED, llama_config),
+    "qwen2": Architecture(OUTER, BLOCK, {}, qwen2_config),
+    "qwen3": Architecture(OUTER, BLOCK | HEAD_NORMS, {}, qwen3_config),
 }
 
 

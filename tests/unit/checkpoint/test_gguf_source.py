@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import architectures
 import tiny
 from zeropoint.checkpoint import open_checkpoint
 from zeropoint.checkpoint.gguf_config import llama3_scaling
@@ -19,6 +20,7 @@ from zeropoint.checkpoint.gguf_header import _QuickReader, read_header
 from zeropoint.checkpoint.gguf_source import CHUNK_BYTES, Gguf, dequantize
 from zeropoint.checkpoint.reader import TensorInfo, read_into
 from zeropoint.errors import CheckpointError
+from zeropoint.runtime.generate import load
 
 EVERY_OPTION: dict[str, Any] = {
     "tied": False,
@@ -105,7 +107,7 @@ KINDS = [kind for kind in gguf.GGMLQuantizationType if kind in gguf.quants._type
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_every_type_isdequantized_in_chunks_as_in_one_piece(tmp_path: Path, kind: gguf.GGMLQuantizationType) -> None:
+def test_every_type_is_dequantized_in_chunks_as_in_one_piece(tmp_path: Path, kind: gguf.GGMLQuantizationType) -> None:
     values_per_block, bytes_per_block = gguf.GGML_QUANT_SIZES[kind]
     blocks = 2 * CHUNK_BYTES // bytes_per_block + 3
     raw = np.random.default_rng(0).integers(0, 256, blocks * bytes_per_block, dtype=np.uint8)
@@ -116,7 +118,7 @@ def test_every_type_isdequantized_in_chunks_as_in_one_piece(tmp_path: Path, kind
     assert np.array_equal(dequantize(info), expected, equal_nan=True)
 
 
-def test_type_that_the_package_cannotdequantize_is_refused_by_name(tmp_path: Path) -> None:
+def test_type_that_the_package_cannot_dequantize_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "raw").write_bytes(bytes(64))
     info = TensorInfo("t", "I32", (16,), 64, tmp_path / "raw")
     with pytest.raises(CheckpointError, match="t is stored as I32, which the gguf package cannot dequantize"):
@@ -300,3 +302,56 @@ def test_rows_that_do_not_split_into_heads_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content[:at] + struct.pack("<I", 5) + content[at + 4 :])
     with pytest.raises(CheckpointError, match=r"q_proj\.weight has 64 rows, which do not split into 5 heads"):
         open_checkpoint(path).read("model.layers.0.self_attn.q_proj.weight")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "native"])
+@pytest.mark.parametrize(("model_type", "variant"), [("qwen2", "plain"), ("qwen3", "plain"), ("qwen3", "biased")])
+def test_a_file_of_another_architecture_gives_the_logits_of_transformers(
+    tmp_path: Path, model_type: str, variant: str, runtime: str
+) -> None:
+    theirs = architectures.make(tmp_path / "m", model_type, variant, vocab_size=300)
+    file = write_gguf(tmp_path / "m.gguf", theirs)
+    tokens = torch.arange(1, 60)
+    with torch.no_grad():
+        expected = theirs(tokens[None]).logits[0]
+    exact = {"activations": "float", "kv_cache": "float32"} if runtime == "native" else {}
+    found = torch.from_numpy(load(file, runtime=runtime, **exact).logits(tokens.tolist()))
+    assert torch.allclose(found, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_qwen2_without_its_biases_is_refused(tmp_path: Path) -> None:
+    theirs = architectures.make(tmp_path / "m", "qwen2", "plain", vocab_size=300)
+    for layer in theirs.model.layers:
+        layer.self_attn.v_proj.bias = None
+    with pytest.raises(CheckpointError, match="of q_proj, k_proj, v_proj have a bias and"):
+        open_checkpoint(write_gguf(tmp_path / "m.gguf", theirs))
+
+
+def write_gguf(path: Path, model: Any) -> Path:
+    """Write a model of transformers as llama.cpp's converter does, by the gguf package's names."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, config.model_type)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    head_dim = model.model.layers[0].self_attn.head_dim
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(head_dim)
+    tiny.add_byte_level(writer, config.vocab_size, "qwen2")
+    architecture = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type)
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
