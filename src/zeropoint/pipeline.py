@@ -40,7 +40,7 @@ from zeropoint.evaluation.results import (
     versions,
 )
 from zeropoint.evaluation.size import in_blocks, size_of
-from zeropoint.heap import available_bytes
+from zeropoint.heap import available_bytes, map_large
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, random_batches, require_readable
 from zeropoint.planning import schemes
 from zeropoint.planning.memory import Memory
@@ -80,7 +80,8 @@ def quantize(
     model: a Hugging Face folder or a .gguf file. output: the folder to make; it appears when complete and checked.
     recipe: a preset's name, a TOML file or a Recipe. calibration: a .txt or .jsonl file; None is the bundled text.
     restart: begin anew where an unfinished run could be gone on with. max_memory_bytes: what the process may take; the
-    text's activations wait on disk if need be. None: as much as the work needs, and what is available. planned: told
+    text's activations wait on disk if need be, and malloc of the GNU C library keeps less of what is freed, from then
+    on. None: as much as the work needs, and what is available. planned: told
     what the run will take, before the work begins; without it this machine is not measured, and no time is planned.
 
     Raises: InputError, by one of its subclasses, for all that is wrong with what was given; InternalError if the
@@ -104,6 +105,8 @@ def quantize(
     if note is not None:
         _log.warning("%s", note)
     memory = _memory(prepared, max_memory_bytes)
+    if memory.limits.tight:
+        map_large()
     bench_s = 0.0 if planned is None else BENCH_S
     expected = describe(prepared, model, memory, max_memory_bytes=max_memory_bytes, bench_s=bench_s)
     if planned is not None:

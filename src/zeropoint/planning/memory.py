@@ -39,8 +39,8 @@ MARGIN = 0.97
 ACTIVATION_BYTES = 2 << 30
 """Activations of the texts above this wait on disk where no limit is given."""
 
-WEIGHT_COPIES = 4.0
-"""Copies of a weight in float32 while it is rounded: itself, what is aimed at, what is left to round, codes, errors."""
+WEIGHT_COPIES = 3.25
+"""Copies of a weight in float32 while it is rounded: itself, what is left to round or its errors, its codes."""
 
 LOGIT_COPIES = 5.0
 """Copies of the logits of some tokens while two distributions are held against one another."""
@@ -171,13 +171,14 @@ class _Work:
                 base | {"float block": 2 * block, "trial": 2 * block, "batch": 2 * self._batch_bytes()},
                 self.text_bytes(),
             )
+        windows = {"windows": self._held_out_bytes()} if self.reads_text else {}
         done = 0
         flow = self.weights.model.flow
         for stage, following in zip(flow, (*flow[1:], None), strict=True):
             branches = [self._branch(stage), 0 if following is None else self._branch(following)]
             shapes = [self._shape(stage, name) for name in stage.linears]
             cols = shapes[0][1]
-            here = base | beside | {"block": done * FLOAT_BYTES, "codes": self._versions() * done}
+            here = base | beside | windows | {"block": done * FLOAT_BYTES, "codes": self._versions() * done}
             texts = [self.text_bytes(branch) if self.reads_text else 0 for branch in branches]
             moments = self._moments() * cols * cols * FLOAT_BYTES
             if self.needed:
@@ -199,8 +200,8 @@ class _Work:
                 run = {"block": done * FLOAT_BYTES, "batch": self._stage_bytes(stage)}
                 yield Phase("run", here | run, max(texts))
         if self.reads_text and recipe.calibration.held_out:
-            judged = {"block": block, "version": block, "windows": self._held_out_bytes()}
-            yield Phase("judge", base | beside | judged, self.text_bytes())
+            judged = {"block": block, "version": block}
+            yield Phase("judge", base | beside | windows | judged, self.text_bytes())
         yield from self._refinements(base, block)
         vocab, hidden = self.weights.model.config.vocab_size, self.weights.model.config.hidden_size
         slab = min(HEAD_VALUES, vocab * hidden)

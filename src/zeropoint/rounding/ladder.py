@@ -18,7 +18,7 @@ from zeropoint import find
 from zeropoint.errors import RecipeError
 from zeropoint.qparams.affine import dequantize
 from zeropoint.rounding import RoundingError, rtn
-from zeropoint.rounding.objective import output_error, relative_output_error
+from zeropoint.rounding.objective import output_error
 from zeropoint.types import QParams, QTensor, Scheme, SecondMoment, Stats
 
 
@@ -64,7 +64,7 @@ def round_weight(
     seen = moment.matrix if isinstance(moment, SecondMoment) and moment.count else None
     nearest = rtn.quantize(weight, qparams, scheme, stats, rtn.Options())
     total = output_error(weight, seen)
-    nearest_error = relative_output_error(weight, _restore(nearest), seen, total=total)
+    nearest_error = _relative_error(nearest, weight, seen, total)
     if method == "rtn":
         return Rounded(nearest, nearest, "rtn", None, nearest_error)
     failures: list[str] = []
@@ -75,7 +75,7 @@ def round_weight(
         except RoundingError as failure:
             failures.append(str(failure))
             continue
-        error = relative_output_error(weight, _restore(found), seen, total=total)
+        error = _relative_error(found, weight, seen, total)
         if error > nearest_error:
             failures.append(f"{method} error {error:.3g} is above rounding to nearest's {nearest_error:.3g}")
             break
@@ -89,5 +89,7 @@ def _rungs(module: ModuleType, options: Any) -> Iterator[tuple[str, Any]]:
     yield from module.weaker(options)
 
 
-def _restore(qtensor: QTensor) -> Tensor:
-    return dequantize(qtensor.codes, qtensor.qparams, qtensor.scheme)
+def _relative_error(qtensor: QTensor, weight: Tensor, second_moment: Tensor | None, total: float) -> float:
+    """Return the error of a rounded weight as a part of `total`, in the memory of what its codes stand for."""
+    error = dequantize(qtensor.codes, qtensor.qparams, qtensor.scheme).sub_(weight)
+    return output_error(error, second_moment) / total if total > 0 else 0.0

@@ -31,13 +31,10 @@ def output_error(error: Tensor, second_moment: Tensor | None) -> float:
     return max(0.0, total)
 
 
-def relative_output_error(
-    weight: Tensor, restored: Tensor, second_moment: Tensor | None, *, total: float | None = None
-) -> float:
+def relative_output_error(weight: Tensor, restored: Tensor, second_moment: Tensor | None) -> float:
     """Return tr(E H E^T) / tr(W H W^T), the squared relative error of the layer's output; 0.0 for a zero weight.
 
-    weight, restored: float32 (rows, cols). second_moment: float32 (cols, cols) or None for H = I. total: the
-    denominator, where it is known.
+    weight, restored: float32 (rows, cols). second_moment: float32 (cols, cols) or None for H = I.
     """
-    total = output_error(weight, second_moment) if total is None else total
+    total = output_error(weight, second_moment)
     return output_error(restored - weight, second_moment) / total if total > 0 else 0.0
