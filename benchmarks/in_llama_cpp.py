@@ -1,7 +1,7 @@
 """An exported GGUF file in llama.cpp itself, by the package cyllama: its tokens and logits beside those of zeropoint.
 
     python3 -m venv llama && llama/bin/pip install cyllama numpy
-    python benchmarks/llama_cpp.py --llama llama/bin/python --model SmolLM2-135M [--recipe gguf_q4_0] [--tokens 256]
+    python benchmarks/in_llama_cpp.py --llama llama/bin/python --model SmolLM2-135M [--recipe gguf_q4_0] [--tokens 256]
 
 The model is quantized with --effort 0 and exported, unless --folder and --file name both already. llama.cpp runs in an
 interpreter of its own, on the CPU, and reads the same text. What is compared is the next token's distribution:
