@@ -141,6 +141,15 @@ def read_into(info: TensorInfo, buffer: memoryview, *, start: int = 0) -> None:
         )
 
 
+def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what `read_array` gave for a float tensor as contiguous float32; bfloat16 comes as its bits in uint16."""
+    import numpy as np
+
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
 def rows_of(info: TensorInfo, rows: tuple[int, int]) -> TensorInfo:
     """Return where the rows (start, stop) of a tensor lie: a tensor of its own. A row takes a whole number of bytes.
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from zeropoint.checkpoint.gguf_header import read_header
 from zeropoint.checkpoint.gguf_source import dequantize
 from zeropoint.checkpoint.place import output_errors, output_file
-from zeropoint.checkpoint.reader import rows_of
+from zeropoint.checkpoint.reader import as_float32, rows_of
 from zeropoint.errors import InternalError, OutputError, SchemeError
 from zeropoint.exporting import _gguf_blocks, _gguf_metadata, _gguf_tokenizer
 from zeropoint.exporting._gguf_metadata import Architecture
@@ -39,8 +39,8 @@ STORES = "2 to 4 bits with or without zero points, 5 to 8 bits symmetric; groups
 SLAB_VALUES = 1 << 24
 """Of a table, written and compared at once: 67 MB in float32."""
 
-FLOATS = {"BF16": "BF16", "F16": "F16", "F32": "F32"}
-"""GGUF's name of each float that a folder stores."""
+FLOATS = ("BF16", "F16", "F32")
+"""The floats of a folder that GGUF has too, under the same names."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _kind(weights: Weights, name: str, scheme: Scheme | None, shape: tuple[int, 
     stored = weights.checkpoint.tensors[name].dtype
     if stored not in FLOATS:
         raise SchemeError(f"{name}: is stored as {stored}; llama.cpp computes with {', '.join(FLOATS)}")
-    return gguf.GGMLQuantizationType[FLOATS[stored] if len(shape) > 1 else "F32"]  # its norms and biases are F32
+    return gguf.GGMLQuantizationType[stored if len(shape) > 1 else "F32"]  # its norms and biases are F32
 
 
 def _wide_notes(entries: tuple[Entry, ...]) -> Iterator[str]:
@@ -220,20 +220,14 @@ def _stored(weights: Weights, entry: Entry, start: int, stop: int) -> NDArray[An
         kind = cast(_gguf_blocks.BlockType, entry.kind.name)
         return _gguf_blocks.pack(entry.source, _integers(weights, entry, start, stop), kind)
     values = _floats(weights, entry, start, stop)
-    return np.ascontiguousarray(_as_float32(values) if entry.kind.name == "F32" else values)
+    return np.ascontiguousarray(as_float32(values) if entry.kind.name == "F32" else values)
 
 
 def _values(weights: Weights, entry: Entry, start: int, stop: int) -> NDArray[np.float32]:
     """Return what some rows stand for, in float32."""
     if entry.scheme is not None:
         return _integers(weights, entry, start, stop).values()
-    return _as_float32(_floats(weights, entry, start, stop))
-
-
-def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    return as_float32(_floats(weights, entry, start, stop))
 
 
 def interleaved(rows: int, heads: int) -> NDArray[np.intp]:

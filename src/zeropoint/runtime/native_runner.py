@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint import _native, heap
+from zeropoint.checkpoint.reader import as_float32
 from zeropoint.errors import InputError, InternalError
 from zeropoint.models.parts import Block, Config
 from zeropoint.runtime.choices import CacheDtype, Choices
@@ -213,7 +214,7 @@ class _Loader:
 
     def vector(self, name: str) -> NDArray[np.float32]:
         """Return a small tensor as float32."""
-        return _as_float32(self._checkpoint.read_array(name))
+        return as_float32(self._checkpoint.read_array(name))
 
     def linear(self, name: str) -> NativeLinear:
         """Return the weight of a linear of a block, float or quantized, and how its input is rounded."""
@@ -309,7 +310,7 @@ class _Loader:
     def _in_slabs(self, name: str, put: Callable[[_native.Pool, int, Any], None], *, as_stored: bool) -> None:
         for start, stop in _slabs(*self._shape(name)):
             slab = self._checkpoint.read_array(name, rows=(start, stop))
-            put(self._pool, start, slab if as_stored else _as_float32(slab))
+            put(self._pool, start, slab if as_stored else as_float32(slab))
 
     def _shape(self, name: str) -> tuple[int, int]:
         rows, cols = self._info(name).shape
@@ -317,6 +318,8 @@ class _Loader:
 
     def _comes_as_bfloat16(self, name: str) -> bool:
         """Say whether a matrix is read as the bits of bfloat16; a .gguf file gives float32, whatever it stores."""
+        if self._info(name).dtype != "BF16":
+            return False
         return self._checkpoint.read_array(name, rows=(0, 1)).dtype == np.uint16
 
     def _info(self, name: str) -> Any:
@@ -362,10 +365,3 @@ def _cache_token_bytes(config: Config, cache: CacheDtype) -> int:
     head_dim = -(-config.head_dim // 16) * 16  # native/program.h pads it
     scale_bytes = 4 if cache == "int8" else 0
     return 2 * config.layers * config.kv_heads * (head_dim * np.dtype(cache).itemsize + scale_bytes)
-
-
-def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return what `read_array` gave for a float tensor as contiguous float32; bfloat16 comes as its bits in uint16."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(values, dtype=np.float32)
