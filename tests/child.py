@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zeropoint
 
@@ -30,3 +32,18 @@ def run_zeropoint(*arguments: str, stdout: IO[str] | int = subprocess.PIPE) -> s
         [*ZEROPOINT, *arguments],
         stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, env=ENVIRONMENT, timeout=120,
     )  # fmt: skip
+
+
+@contextmanager
+def running(command: Sequence[str], environment: dict[str, str] | None = None, **options: Any) -> Iterator[Any]:
+    """Start a process that is spoken with while it runs, in our ENVIRONMENT and what is added to it.
+
+    It does not outlive the block: Popen's own `with` waits, and a test that has failed would wait for ever.
+    """
+    environment = ENVIRONMENT | (environment or {})
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **options) as run:
+        try:
+            yield run
+        except BaseException:
+            run.kill()
+            raise

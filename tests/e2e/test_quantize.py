@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import zeropoint as api
-from child import ENVIRONMENT
+from child import ENVIRONMENT, running
 from e2e.cli import SMALL, zeropoint
 from tiny import make_gguf, make_llama
 from zeropoint.heap import KEPT_BYTES
@@ -139,8 +139,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(tmp_path: Path)
     model = make_llama(tmp_path / "model", layers=20)
     command = [sys.executable, "-m", "zeropoint", "quantize", str(model), "-o", str(tmp_path / "out"), *SMALL]
     command += ["--calibration", str(bundled_text("calibration"))]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as run:
-        assert run.stderr is not None
+    with running(command, text=True) as run:
         for line in run.stderr:
             if line.startswith("quantize") and not line.startswith("quantize 0/"):
                 break

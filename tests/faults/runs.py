@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import select
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from child import ENVIRONMENT
 from zeropoint.observe.data import bundled_text
 
 HERE = Path(__file__).parent
+RUN_SECONDS = 600
 MEASURED = ("zeropoint.json",)
 """Files of an output that hold times, and so differ from run to run."""
 
@@ -55,6 +57,8 @@ class Runs:
     ) -> None:
         assert self._server.stdin is not None
         self._server.stdin.close()
+        if error is not None:
+            self._server.kill()
         self._server.wait(60)
         if self._server.stdout is not None:
             self._server.stdout.close()
@@ -71,6 +75,8 @@ class Runs:
         }
         self._server.stdin.write(json.dumps({**paths, "recipe": self._recipe, **fault}) + "\n")
         self._server.stdin.flush()
+        ready = select.select([self._server.stdout], [], [], RUN_SECONDS)[0]
+        assert ready, f"a run does not end: {fault}"
         reply: dict[str, Any] = json.loads(self._server.stdout.readline())
         return reply
 

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import zeropoint
-from child import ENVIRONMENT, ZEROPOINT
+from child import ENVIRONMENT, ZEROPOINT, running
 from tiny import TEXT, make_llama
 from zeropoint import cli
 from zeropoint.errors import InputError, OutputError, ProcessError, RecipeError, TextError
@@ -281,11 +281,8 @@ def test_json_is_one_document_and_nothing_is_left(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing(number: signal.Signals, folder: Path, tmp_path: Path) -> None:
     line = ["compare", str(folder / "model"), "--recipes", f"w8a16,{folder / 'calibrated.toml'}", "--runs", "1000000"]
-    with subprocess.Popen(
-        [*ZEROPOINT, *line, "--text", str(folder / "text.txt"), "--max-windows", "2"],
-        stderr=subprocess.PIPE, text=True, env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
-    ) as run:  # fmt: skip
-        assert run.stderr is not None
+    command = [*ZEROPOINT, *line, "--text", str(folder / "text.txt"), "--max-windows", "2"]
+    with running(command, {"TMPDIR": str(tmp_path)}, text=True) as run:
         for text in run.stderr:
             if text.startswith("bench 1/"):
                 break

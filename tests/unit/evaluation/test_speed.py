@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import zeropoint
-from child import ENVIRONMENT, ZEROPOINT, run_zeropoint
+from child import ZEROPOINT, run_zeropoint, running
 from tiny import make_llama, quantized
 from zeropoint.errors import InputError, ProcessError
 from zeropoint.evaluation.results import Bench
@@ -124,15 +125,13 @@ def children(process: int) -> list[int]:
 
 
 @pytest.fixture
-def endless(models: tuple[Path, Path]) -> subprocess.Popen[str]:
+def endless(models: tuple[Path, Path]) -> Iterator[subprocess.Popen[str]]:
     """A bench that would run for hours, past its loading."""
     line = ["bench", str(models[0]), "--against", str(models[1]), "--runs", "1000000", "--tokens", "4"]
-    run = subprocess.Popen(
-        [*ZEROPOINT, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    assert run.stderr is not None
-    assert run.stderr.readline().startswith("bench 1/")
-    return run
+    with running([*ZEROPOINT, *line], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stderr.readline().startswith("bench 1/")
+        yield run
+        run.kill()
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason=ALL)
