@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from tiny import make_llama
 LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256)
 MIDDLE = Shape(hidden=1024, layers=8, heads=16, kv_heads=4, intermediate=2816, vocab=32000)
 RECIPE = ("w4a16", ["calibration.samples=8", "calibration.length=32", "weights.group_size=32"])
-CALLS = ("write", "fsync", "rename", "mkdir", "open", "ftruncate", "read")
+CALLS = ("write", "fsync", "rename", "unlink", "mkdir", "open", "ftruncate", "read", "mmap")
 RANDOM = ["--set", "calibration.tokens=random"]
 
 
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a real model, for the plans")
     parser.add_argument("--only", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=1, help="runs with faults at once")
     parser.add_argument("--max-memory", default="4GB", help="of the large model")
     parser.add_argument("--blocks", type=int, default=4, help="of the large model")
     parser.add_argument("--folder", type=Path, help="where the large model is kept; by default it is removed")
@@ -79,7 +81,8 @@ def kills(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def faults(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    with Runs(make_llama(folder / "model", layers=3), RECIPE, folder) as runs:
+    model = make_llama(folder / "model", layers=3)
+    with Runs(model, RECIPE, folder) as runs:
         calls = {call: runs.calls_of(call) for call in CALLS}
         print(f"calls of an undisturbed run: {calls}", flush=True)
         asked: list[dict[str, Any]] = [
@@ -91,7 +94,17 @@ def faults(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             for error in (errno.EIO, errno.ENOSPC)
             for at in range(1, calls[call] + 1)
         ]
-        return count(runs, asked)
+
+    def share(job: int) -> dict[str, Any]:
+        place = folder / f"job-{job}"
+        place.mkdir()
+        with Runs(model, RECIPE, place) as runs:
+            return count(runs, asked[job :: arguments.jobs])
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        shares = list(pool.map(share, range(arguments.jobs)))
+    summed = {name: sum((each[name] for each in shares), start=type(shares[0][name])()) for name in shares[0]}
+    return {"calls": calls, **summed, "most_lost": max(each["most_lost"] for each in shares)}
 
 
 def count(runs: Runs, asked: Iterable[dict[str, Any]], kills: int | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ TUNED = (
         "refine=[{method='learned', steps=4, every=2}, {method='distill', steps=2, every=1}]",
     ],
 )
-CALLS = ("write", "fsync", "rename", "mkdir", "open", "ftruncate", "read")
+CALLS = ("write", "fsync", "rename", "unlink", "mkdir", "open", "ftruncate", "read")
 
 
 @pytest.fixture(scope="module")

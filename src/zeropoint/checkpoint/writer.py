@@ -180,7 +180,8 @@ class Writer:
             name = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else "model.safetensors"
             if name not in there:
                 file = self.folder / name
-                file.unlink(missing_ok=True)
+                with output_errors(self.output):
+                    file.unlink(missing_ok=True)
                 self._write_tensors(file, shard, (_stored_bytes(entry) for entry in shard))
                 self._bring_to_disk(Step(kind=SHARD, files={name: file.stat().st_size}), [file, self.folder])
             self._shards |= {entry.name: name for entry in shard}
@@ -334,8 +335,9 @@ class Writer:
     def _remove_used_parts(self) -> None:
         """Remove the parts whose tensors are all in shards: the disk never holds much more than the model once."""
         needed = {info.file for name, info in self._parts.items() if name not in self._shards}
-        for part in {info.file for info in self._parts.values()} - needed:
-            part.unlink(missing_ok=True)
+        with output_errors(self.output):
+            for part in {info.file for info in self._parts.values()} - needed:
+                part.unlink(missing_ok=True)
 
     def _verify(self) -> None:
         """Compare the headers on the disk, read as strictly as anybody's, with what was added."""
