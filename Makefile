@@ -52,7 +52,7 @@ fuzz-coverage: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m fuzz.coverage --seconds 120
 
 check-all: test kernels-sanitized fuzz-coverage
-	$(BIN)/pytest -m slow --timeout 3600
+	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600
 	$(BIN)/python examples/demo.py
 
 clean:

@@ -299,12 +299,21 @@ NB_MODULE(_native, m) {
             require(heads == 1 || int(gain.size()) <= MOST_HEAD_DIM, "heads have at most 512 features");
             self.push(std::move(step));
         }, "a"_a, "gain"_a.noconvert(), "eps"_a, "out"_a, "heads"_a = 1)
-        .def("slice", [](Program& self, int a, int first, int out) {
-            Step step = step_of(K::slice, a, NONE, NONE, out);
-            step.first = first;
-            require(first >= 0 && first + self.width(out) <= self.width(a), "columns outside the slot they are taken from");
+        .def("layer_norm", [](Program& self, int a, const In<float, 1>& gain, const In<float, 1>& bias, float eps, int out) {
+            Step step = step_of(K::norm, a, NONE, NONE, out);
+            step.gain = padded(gain), step.bias = padded(bias), step.eps = eps, step.heads = 1;
+            require(int(gain.size()) == self.width(a) && bias.size() == gain.size() && self.width(a) == self.width(out),
+                    "gain and bias are as long as what is normalized");
             self.push(std::move(step));
-        }, "a"_a, "first"_a, "out"_a)
+        }, "a"_a, "gain"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "out"_a)
+        .def("slice", [](Program& self, int a, int first, int out, int heads) {
+            Step step = step_of(K::slice, a, NONE, NONE, out);
+            step.first = first, step.heads = heads;
+            require(heads >= 1 && self.width(a) % heads == 0 && self.width(out) % heads == 0, "heads divide both slots");
+            require(first >= 0 && first + self.width(out) / heads <= self.width(a) / heads,
+                    "columns outside the head they are taken from");
+            self.push(std::move(step));
+        }, "a"_a, "first"_a, "out"_a, "heads"_a = 1)
         .def("take", [](Program& self, int a, const In<int32_t, 1>& columns, int taken, int others) {
             Step step = step_of(K::take, a, taken, NONE, others);
             step.columns.assign(columns.data(), columns.data() + columns.size());
@@ -356,6 +365,11 @@ NB_MODULE(_native, m) {
             step.activation = activation;
             self.push(std::move(step));
         }, "gate"_a, "up"_a, "out"_a, "activation"_a)
+        .def("activate", [](Program& self, int a, int activation) {
+            Step step = step_of(K::gated, a, NONE, NONE, a);
+            step.activation = activation;
+            self.push(std::move(step));
+        }, "a"_a, "activation"_a)
         .def("add", [](Program& self, int a, int b, int out) { self.push(step_of(K::add, a, b, NONE, out)); }, "a"_a, "b"_a, "out"_a)
         .def("softcap", [](Program& self, int a, float cap) {
             Step step = step_of(K::softcap, a, NONE, NONE, a);

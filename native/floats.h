@@ -65,6 +65,21 @@ inline void rms_norm(const float* x, const float* gain, float eps, int cols, flo
     for (int k = 0; k < cols; k += 16) store(y + k, load(x + k) * factor * load(gain + k));
 }
 
+inline void layer_norm(const float* x, const float* gain, const float* bias, float eps, int cols, float* y) {
+    V16 total = splat(0), squares = splat(0);
+    for (int k = 0; k < cols; k += 16) total = total + load(x + k);
+    const float mean = sum_of(total) / float(cols);
+    int k = 0;
+    for (; k + 16 <= cols; k += 16) {
+        const V16 v = load(x + k) - splat(mean);
+        squares = fma(v, v, squares);
+    }
+    float sum = sum_of(squares);
+    for (; k < cols; k++) sum += (x[k] - mean) * (x[k] - mean);   // past cols x is 0, and that is not the mean
+    const V16 factor = splat(1.0f / std::sqrt(sum / float(cols) + eps));
+    for (k = 0; k < cols; k += 16) store(y + k, fma((load(x + k) - splat(mean)) * factor, load(gain + k), load(bias + k)));
+}
+
 inline void add(const float* x, const float* y, size_t count, float* out) {
     for (size_t i = 0; i < count; i += 16) store(out + i, load(x + i) + load(y + i));
 }
@@ -94,7 +109,7 @@ inline void gated(const float* gate, const float* up, int activation, size_t cou
             }
             default: g = larger(g, splat(0));
         }
-        store(y + i, g * load(up + i));
+        store(y + i, up ? g * load(up + i) : g);
     }
 }
 

@@ -100,7 +100,9 @@ struct Kernels {
                         const Output& y, uint8_t* scratch);
 
     void (*rms_norm)(const float* x, const float* gain, float eps, int cols, float* y);
-    // y = act(gate) * up; activation: 0 silu, 1 gelu, 2 gelu_pytorch_tanh, 3 relu
+    // (x - mean) / sqrt(variance + eps) * gain + bias; x, gain and bias are 0 past cols, and so is y.
+    void (*layer_norm)(const float* x, const float* gain, const float* bias, float eps, int cols, float* y);
+    // y = act(gate) * up, or act(gate) where up is null; activation: 0 silu, 1 gelu, 2 gelu_pytorch_tanh, 3 relu
     void (*gated)(const float* gate, const float* up, int activation, size_t count, float* y);
     void (*add)(const float* x, const float* y, size_t count, float* out);
     void (*softcap)(const float* x, float cap, size_t count, float* y);   // y = cap * tanh(x / cap)

@@ -10,7 +10,7 @@ namespace zeropoint {
 const Kernels* avx2_kernels() {
     static const Kernels kernels = {
         "avx2",   quantize, linear_few, linear_many, scratch_bytes, linear_float, float_scratch_bytes, nullptr,
-        rms_norm, gated,    add,        softcap,        rope,        attend,        to_half,
+        rms_norm, layer_norm, gated, add, softcap,        rope,        attend,        to_half,
         search_ranges, round_columns,
     };
     return &kernels;

@@ -10,7 +10,7 @@ static Kernels table() {
     return {
         "avx512vnni", quantize, ZEROPOINT_WIDE::vnni_linear_few, ZEROPOINT_WIDE::vnni_linear_many,
         ZEROPOINT_WIDE::vnni_scratch_bytes, linear_float, float_scratch_bytes, nullptr,
-        rms_norm, gated, add, softcap, rope, attend, to_half,
+        rms_norm, layer_norm, gated, add, softcap, rope, attend, to_half,
         search_ranges, round_columns,
     };
 }

@@ -268,7 +268,8 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
             for (int t = first; t < last; t++) {
                 const float* from = a.data + size_t(t) * a.stride;
                 float* to = out.data + size_t(t) * out.stride;
-                if (step.heads > 1) normalize_heads(step, from, a.width / step.heads, to);
+                if (step.bias) kernels_.layer_norm(from, step.gain->data(), step.bias->data(), step.eps, a.width, to);
+                else if (step.heads > 1) normalize_heads(step, from, a.width / step.heads, to);
                 else kernels_.rms_norm(from, step.gain->data(), step.eps, a.width, to);
             }
             break;
@@ -285,8 +286,11 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
         }
         case Step::Kind::slice: {
             const Slot &a = slots_[step.a], &out = slots_[step.out];
+            const int from = a.width / step.heads, to = out.width / step.heads;
             for (int t = first; t < last; t++)
-                std::memcpy(out.data + size_t(t) * out.stride, a.data + size_t(t) * a.stride + step.first, out.width * 4);
+                for (int h = 0; h < step.heads; h++)
+                    std::memcpy(out.data + size_t(t) * out.stride + h * to,
+                                a.data + size_t(t) * a.stride + h * from + step.first, to * 4);
             break;
         }
         case Step::Kind::quantize: {
@@ -321,13 +325,14 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
         case Step::Kind::gated:
         case Step::Kind::add:
         case Step::Kind::softcap: {
-            const Slot &a = slots_[step.a], &out = slots_[step.out], &b = step.b == NONE ? a : slots_[step.b];
+            const Slot &a = slots_[step.a], &out = slots_[step.out];
+            const float* b = step.b == NONE ? nullptr : slots_[step.b].data;
             // rows lie one after the other: split the values, whatever the number of rows
             const Share share((end - begin) * a.stride, thread, pool_->size(), 16);
             const size_t from = size_t(begin) * a.stride + share.begin, count = share.end - share.begin;
-            if (step.kind == Step::Kind::add) kernels_.add(a.data + from, b.data + from, count, out.data + from);
+            if (step.kind == Step::Kind::add) kernels_.add(a.data + from, b + from, count, out.data + from);
             else if (step.kind == Step::Kind::softcap) kernels_.softcap(a.data + from, step.softcap, count, out.data + from);
-            else kernels_.gated(a.data + from, b.data + from, step.activation, count, out.data + from);
+            else kernels_.gated(a.data + from, b ? b + from : b, step.activation, count, out.data + from);
             break;
         }
         case Step::Kind::linear: execute_linear(step, thread, begin, end); break;

@@ -40,10 +40,11 @@ struct Step {
     std::vector<Part> parts;                        // linear; embed: the table
     float factor = 1;                               // embed: what rows of the table are multiplied by
     std::shared_ptr<const Buffer<float>> gain;      // norm; of each of `heads` parts of a, where there are several
+    std::shared_ptr<const Buffer<float>> bias;      // norm: takes the mean away, too; null for one that does not
     float eps = 0;
     std::vector<int> columns;                       // take: these columns of a go to b, the others with 0 for them to out
-    int first = 0;                                  // slice: out is these columns of a, from `first` on
-    int heads = 0, kv_heads = 0, head_dim = 0;      // norm, rope, attention
+    int first = 0;                                  // slice: out is these columns of each head of a, from `first` on
+    int heads = 0, kv_heads = 0, head_dim = 0;      // norm, slice, rope, attention
     int table = NONE;                               // rope: which frequencies; features behind the last pair stay
     int layer = NONE;                               // attention: which part of the cache
     int window = 0;                                 // attention: the last positions that a token sees, itself too; 0: all

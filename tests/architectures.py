@@ -65,6 +65,16 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             },
         },
     },
+    "gpt_neox": {
+        "one after the other": {
+            "use_parallel_residual": False,
+            "num_attention_heads": 3,
+            "hidden_act": "gelu_pytorch_tanh",
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+        },
+        "plain": {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}},
+    },
     "llama": {
         "plain": {},
         "tied": {"tie_word_embeddings": True},

@@ -389,6 +389,26 @@ void check_floats(const Table& table) {
     both("rms_norm", [&](const Kernels& k, Array<float>& y) {
         for (int t = 0; t < 16; ++t) k.rms_norm(x.get() + t * padded, other.get(), 1e-6f, cols, y.get() + t * padded);
     });
+    for (int width : {cols, cols - 5}) {
+        Array<float> row(padded), gain(padded), bias(padded), y_a(16 * padded), y_b(16 * padded);
+        for (int k = 0; k < width; ++k) gain[k] = other[k], bias[k] = other[padded + k];
+        size_t wrong = 0;
+        for (int t = 2; t < 16; ++t) {
+            double mean = 0, square = 0;
+            for (int k = 0; k < width; ++k) row[k] = x[t * padded + k], mean += row[k] / double(width);
+            for (int k = 0; k < width; ++k) square += (row[k] - mean) * (row[k] - mean) / width;
+            kernels.layer_norm(row.get(), gain.get(), bias.get(), 1e-6f, width, y_a.get() + t * padded);
+            portable.layer_norm(row.get(), gain.get(), bias.get(), 1e-6f, width, y_b.get() + t * padded);
+            for (int k = 0; k < padded; ++k) {
+                const double expected = k < width ? (row[k] - mean) / std::sqrt(square + 1e-6) * gain[k] + bias[k] : 0;
+                wrong += !(std::fabs(y_a[t * padded + k] - expected) <= 1e-5);
+            }
+        }
+        expect_same(y_a, y_b, table.name + " layer_norm");
+        expect(wrong == 0, table.name + " layer_norm: " + std::to_string(wrong) + " wrong");
+    }
+    for (int activation = 0; activation < 4; ++activation)
+        both("activated", [&](const Kernels& k, Array<float>& y) { k.gated(x.get(), nullptr, activation, x.count, y.get()); });
     for (int activation = 0; activation < 4; ++activation)
         both("gated", [&](const Kernels& k, Array<float>& y) { k.gated(x.get(), other.get(), activation, x.count, y.get()); });
     for (int half : {8, 16, 24, 48})

@@ -10,6 +10,7 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import InputError, NonFiniteError
 from zeropoint.evaluation.results import RECORD, Inspection, QuantizeResult, TensorRow
 from zeropoint.evaluation.size import linear_shape, measure_size, part_of, stored_bytes
+from zeropoint.models.parts import outer_tensors
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
@@ -56,7 +57,7 @@ def inspect(
 
 def _header_rows(weights: Weights) -> Iterator[TensorRow]:
     """Yield what the headers say about every weight, in the order of the model; tensors it does not use come last."""
-    table, *outer = weights.model.outer_tensors()
+    table, *outer = outer_tensors(weights.model)
     inner = [name for index in range(weights.model.config.layers) for name in weights.model.block_tensors(index)]
     tensors = weights.checkpoint.tensors
     quantized = {f"{name}.weight": scheme for name, scheme in weights.table_schemes.items() if scheme is not None}

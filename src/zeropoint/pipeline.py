@@ -41,6 +41,7 @@ from zeropoint.evaluation.results import (
 )
 from zeropoint.evaluation.size import in_blocks, size_of
 from zeropoint.heap import available_bytes, map_large
+from zeropoint.models.parts import outer_tensors
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, random_batches, require_readable
 from zeropoint.planning import schemes
 from zeropoint.planning.memory import Memory
@@ -52,7 +53,7 @@ from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.steps import Steps
 from zeropoint.transforms.hadamard import Rotation
-from zeropoint.transforms.outer import HEAD, Outer, find_rotation
+from zeropoint.transforms.outer import Outer, find_rotation
 from zeropoint.verification import hashes_of, hashes_of_files, require_verified, verify_apart
 
 BENCH_S = 0.5
@@ -128,7 +129,12 @@ def quantize(
         config = _config(
             weights,
             recipe,
-            file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans) | steps.inputs, tables),
+            file_format.config(
+                schemes.schemes_of(plans),
+                schemes.inputs_of(plans) | steps.inputs,
+                tables,
+                head=weights.model.ends.head,
+            ),
         )
         writer.finish(config if outer is None else config | outer.config())
         written = Weights(open_checkpoint(writer.folder))
@@ -155,7 +161,7 @@ def quantize(
             refined=(*(row for done in steps.done for row in done.refined), *steps.rest.refined),
             gains=steps.rest.gains,
             held_out_tokens=steps.held_out * recipe.calibration.length,
-            skipped=tuple(name for name in weights.skipped() if outer is None or name != HEAD),
+            skipped=tuple(name for name in weights.skipped() if outer is None or name != outer.head),
             format_note=note,
             transform_note=None if outer is None else outer.note(),
             size=size_of(written),
@@ -237,7 +243,7 @@ def _rotation(weights: Weights, recipe: Recipe) -> Rotation | None:
 
 
 def _outer(weights: Weights, rotation: Rotation) -> Outer:
-    names = weights.model.outer_tensors()
+    names = outer_tensors(weights.model)
     dtypes = {
         name: written_dtype(weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]) for name in names
     }

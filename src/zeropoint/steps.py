@@ -32,6 +32,7 @@ from zeropoint.checkpoint.writer import Writer
 from zeropoint.embeddings import quantize_table
 from zeropoint.evaluation.results import GainRow, LayerRow, Probe, RefineRow, Result, TransformRow, peak_memory_bytes
 from zeropoint.evaluation.size import in_blocks
+from zeropoint.models.parts import outer_tensors
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.data import Batches
 from zeropoint.observe.shadow import Shadow
@@ -44,7 +45,7 @@ from zeropoint.refine.tuned import TunedBlock, TunedGain, TunedLinear
 from zeropoint.runtime.ops_torch import DifferentiableOps, TorchOps
 from zeropoint.runtime.weights import Weights
 from zeropoint.stages import FLOAT, Stages
-from zeropoint.transforms.outer import HEAD, Outer
+from zeropoint.transforms.outer import Outer
 from zeropoint.types import InputScheme, Scheme
 from zeropoint.verification import probe_of
 
@@ -305,7 +306,7 @@ class Steps:
     def _add_outer(self) -> None:
         """Write what lies outside the blocks, but for tables that are integers."""
         weights, rotated = self._weights, self._rotated
-        skipped = tuple(name for name in weights.skipped() if rotated is None or name != HEAD)
+        skipped = tuple(name for name in weights.skipped() if rotated is None or name != rotated.head)
         for name in _outer_floats(weights, self._schemes) if rotated is None else skipped:
             self._writer.add({name: self._outer[name] if name in self._outer else as_written(weights, name)})
         for name, tensor in () if rotated is None else rotated.tensors():
@@ -373,12 +374,12 @@ class Steps:
         assert shadow is not None
         assert text is not None
         ops = DifferentiableOps()
-        norm_name = model.outer_tensors()[1]
+        norm_name = f"{model.ends.norm}.weight"
         with torch.inference_mode(False):  # what was made in inference mode takes no part in gradients
             ends = {name: tensor.clone() for name, tensor in self._weights.head(ops).items()}
         dtype = written_dtype(self._weights.checkpoint.tensors[norm_name])
         norm = TunedGain(ends[norm_name].float(), dtype, model.config.norm_offset)
-        head = Head(model, norm_name, norm, ends[norm_name].float(), ends["lm_head.weight"])
+        head = Head(model, norm_name, norm, ends)
         learned_from = Windows(list(self._embed(self._learned_from())), _Outputs(shadow.activations))
         stages = beside.stages
         held_out = Windows(learned_from.starts[:1], learned_from.goals[:1])
@@ -522,4 +523,4 @@ def as_written(weights: Weights, name: str) -> Tensor:
 def _outer_floats(weights: Weights, tables: Mapping[str, Scheme]) -> Iterator[str]:
     """Yield the tensors outside the blocks that stay float: without a table that was quantized, under either name."""
     written = {f"{name}.weight" for name in tables}
-    yield from (name for name in (*weights.model.outer_tensors(), *weights.skipped()) if name not in written)
+    yield from (name for name in (*outer_tensors(weights.model), *weights.skipped()) if name not in written)

@@ -31,6 +31,9 @@ group    (rows, ceil(cols / group_size))  the last group is shorter when group_s
 
 ScaleDtype: TypeAlias = Literal["bfloat16", "float16", "float32"]
 
+HEADS_OF = {"embed_tokens": "lm_head", "wte": "lm_head", "embed_in": "embed_out"}
+"""What the last part of an embedding's name may be, and what the head of such a model is called."""
+
 
 @dataclass(frozen=True)
 class Scheme:

@@ -15,6 +15,7 @@ import torch
 from architectures import VARIANTS, make
 from zeropoint import find
 from zeropoint.checkpoint.reader import open_checkpoint
+from zeropoint.models.parts import outer_tensors
 from zeropoint.runtime.generate import load
 from zeropoint.runtime.weights import Weights
 
@@ -61,7 +62,7 @@ def test_token_by_token_equals_all_at_once(pair: tuple[torch.nn.Module, Path], o
 def test_every_tensor_is_used_or_named(pair: tuple[torch.nn.Module, Path]) -> None:
     checkpoint = open_checkpoint(pair[1])
     weights = Weights(checkpoint)
-    used = set(weights.model.outer_tensors())
+    used = set(outer_tensors(weights.model))
     for index in range(weights.model.config.layers):
         used |= set(weights.model.block_tensors(index))
     assert used | set(weights.skipped()) == set(checkpoint.tensors)

@@ -56,20 +56,24 @@ def test_a_write_that_is_cut_short_is_gone_on_with(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_kills_at_every_call_and_at_random_moments(runs: Runs) -> None:
-    for at in range(1, runs.calls + 1, 4):
+@pytest.mark.parametrize("part", range(4))
+def test_kills_at_every_third_call(runs: Runs, part: int) -> None:
+    for at in range(1 + 3 * part, runs.calls + 1, 12):
         assert runs.disturb(at=at, kind="kill")["lost"] <= 1
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(runs: Runs) -> None:
     chance = random.Random(0)
     for _ in range(60):
         assert runs.disturb(kill_after_s=chance.uniform(0, 1.5))["lost"] <= 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
-def test_every_call_that_fails(runs: Runs, error: int) -> None:
-    for call in CALLS:
-        for at in range(1, runs.calls_of(call) + 1, 1 if call != "write" else 3):
-            assert runs.disturb(call=call, at=at, kind="fail", error=error)["lost"] <= 1
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_that_fails(runs: Runs, call: str) -> None:
+    for at in range(1, runs.calls_of(call) + 1, 3 if call == "write" else 1):
+        assert runs.disturb(call=call, at=at, kind="fail", error=(errno.EIO, errno.ENOSPC)[at % 2])["lost"] <= 1
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from zeropoint.checkpoint.writer import Writer
 from zeropoint.errors import InputError
 from zeropoint.evaluation.results import Evaluation
 from zeropoint.inspection import inspect
-from zeropoint.models.parts import linear_names
+from zeropoint.models.parts import linear_names, outer_tensors
 from zeropoint.observe.data import calibration_batches, judging_windows
 from zeropoint.recipe import Recipe, load_recipe, override, resolve
 from zeropoint.report.terminal import checked, inspected
@@ -70,7 +70,7 @@ def read_weights(folder: Path) -> None:
     for name in list(weights.schemes)[:8]:
         if weights.packed_linear(name) is None:
             checkpoint.read_array(f"{name}.weight")
-    for name in weights.model.outer_tensors():
+    for name in outer_tensors(weights.model):
         if name.removesuffix(".weight") not in weights.table_schemes:
             checkpoint.read_array(name)
 

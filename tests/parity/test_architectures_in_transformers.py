@@ -13,7 +13,7 @@ from architectures import VARIANTS, make
 from zeropoint.recipe import load_recipe
 
 CASES = [(name, list(variants)[-1]) for name, variants in VARIANTS.items() if name != "llama"]
-THOROUGH = ("qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
+THOROUGH = ("gpt_neox", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
 TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
 
 
@@ -32,6 +32,18 @@ def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, 
     scale = float(expected.abs().max())
     assert torch.allclose(ours, expected, atol=2e-5 * scale, rtol=0)
     assert float((expected - exact).abs().max()) > 1e-2 * scale  # it was quantized
+
+
+@pytest.mark.parametrize("variant", VARIANTS["gpt_neox"])
+def test_embedding_and_head_of_other_names_open_as_integers(variant: str, tmp_path: Path) -> None:
+    make(tmp_path / "model", "gpt_neox", variant)
+    recipe = load_recipe("w4a16", ["weights.group_size=16", 'rounding="rtn"', 'range="minmax"', "embeddings=int8"])
+    zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits[0]
+    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
+    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(("name", "variant"), [case for case in CASES if case[0] in THOROUGH], ids=lambda value: value)

@@ -13,6 +13,7 @@ from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into, rows_of
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
 from zeropoint.errors import CheckpointError
+from zeropoint.types import HEADS_OF
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SIDE_FILES = (
     "tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "chat_template*",
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "*.model", "license*", "notice*",
@@ -95,11 +95,17 @@ class Folder:
         """
         if not self.config.get("tie_word_embeddings", False):
             return {}
-        if HEAD not in self.tensors or EMBEDDING not in self.tensors:
-            pairs = {HEAD: EMBEDDING, EMBEDDING: HEAD}
+        kinds = {name: name.removesuffix(".weight").rpartition(".")[2] for name in self.tensors}
+        embedding = next((name for name, kind in kinds.items() if kind in HEADS_OF), "model.embed_tokens.weight")
+        head = next(
+            (name for name, kind in kinds.items() if kind in HEADS_OF.values()),
+            f"{HEADS_OF[embedding.split('.')[-2]]}.weight",
+        )
+        if head not in self.tensors or embedding not in self.tensors:
+            pairs = {head: embedding, embedding: head}
             return {name: stored for name, stored in pairs.items() if stored in self.tensors}
-        if _same_bytes(self.tensors[HEAD], self.tensors[EMBEDDING]):
-            return {HEAD: EMBEDDING}
+        if _same_bytes(self.tensors[head], self.tensors[embedding]):
+            return {head: embedding}
         self.config = {**self.config, "tie_word_embeddings": False}
         return {}
 

@@ -23,7 +23,7 @@ from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import InternalError
 from zeropoint.evaluation.results import Size
 from zeropoint.runtime.weights import Weights
-from zeropoint.types import Scheme
+from zeropoint.types import HEADS_OF, Scheme
 
 Part: TypeAlias = Literal[
     "codes", "scales", "zero_points", "outliers", "float_linear", "embedding", "head", "other", "overhead"
@@ -40,8 +40,8 @@ PARTS: dict[str, Part] = {
 BLOCK_TYPES = ("Q", "IQ", "TQ", "MXFP")
 """What the names of GGUF's quantized types begin with."""
 
-EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "position_embeddings")
-HEADS = ("lm_head", "embed_out")
+EMBEDDINGS = (*HEADS_OF, "wpe", "embed_positions", "word_embeddings", "position_embeddings")
+HEADS = tuple(HEADS_OF.values())
 
 
 def measure_size(

@@ -20,6 +20,7 @@ from zeropoint.checkpoint.writer import Writer
 from zeropoint.errors import InternalError, SchemeError
 from zeropoint.exporting._integers import Integers, notes_of_inputs, require_no_outliers
 from zeropoint.exporting.result import Written
+from zeropoint.models.parts import outer_tensors
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.choices import CONFIG_KEY
 from zeropoint.runtime.weights import Weights
@@ -88,7 +89,7 @@ def write(planned: Planned, output: Path, *, overwrite: bool, report: ProgressCa
     linears = [name for name, scheme in weights.schemes.items() if scheme is not None]
     quantized = {f"{name}.weight" for name in linears}
     model = weights.model
-    names = [*model.outer_tensors(), *(n for i in range(model.config.layers) for n in model.block_tensors(i))]
+    names = [*outer_tensors(model), *(n for i in range(model.config.layers) for n in model.block_tensors(i))]
     with Writer(output, source=weights.checkpoint.path, overwrite=overwrite, restart=True) as writer:
         for name in names:
             if name not in quantized:

@@ -30,6 +30,7 @@ from zeropoint.exporting import _gguf_blocks, _gguf_metadata, _gguf_tokenizer
 from zeropoint.exporting._gguf_metadata import Architecture
 from zeropoint.exporting._integers import Integers, notes_of_inputs, require_no_outliers
 from zeropoint.exporting.result import Written
+from zeropoint.models.parts import outer_tensors
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
@@ -107,7 +108,7 @@ def _entries(weights: Weights, architecture: Architecture) -> Iterator[Entry]:
     """Yield the tensors in the order of the file."""
     model = weights.model
     names = gguf.get_tensor_name_map(architecture.arch, model.config.layers)
-    embedding, norm, *head = model.outer_tensors()
+    embedding, norm, *head = outer_tensors(model)
     blocks = [name for index in range(model.config.layers) for name in model.block_tensors(index)]
     for name in (embedding, *blocks, norm, *head):
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))

@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING
 
 from zeropoint.errors import CheckpointError, InternalError
 from zeropoint.formats import _scales
-from zeropoint.models.parts import HEAD
-from zeropoint.types import PackedWeight, QTensor, Scheme, StoredArray
+from zeropoint.types import HEADS_OF, PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,13 +40,11 @@ NOTE = (
     "and transformers with it, refuses the model"
 )
 NOTE_INT8 = "embedding and head are in 8 bits: transformers opens the model, vLLM has no such embedding"
-NAMES = ("model.embed_tokens", HEAD)
-"""Targets of a config group that mean a table; a group of others is one of linears."""
 
 
 def hold(targets: Collection[str]) -> bool:
     """Say whether a config group with these targets is one of tables."""
-    return bool(targets) and all(target in NAMES for target in targets)
+    return bool(targets) and all(target.rpartition(".")[2] in (*HEADS_OF, *HEADS_OF.values()) for target in targets)
 
 
 def supports(scheme: Scheme) -> str | None:

@@ -57,6 +57,8 @@ PACKED = "pack-quantized"
 INT8 = "int-quantized"
 MIXED = "mixed-precision"
 """What a model says whose groups have several formats; each group then names its own."""
+HEAD_IN_TRANSFORMERS = "lm_head"
+"""The module that it makes of every head, whatever the file calls it."""
 
 LAYOUT_VERSION = "0.20.0"
 """The release of the compressed-tensors package whose layout is written here, bit for bit."""
@@ -246,15 +248,18 @@ def config(
     layers: Mapping[str, Scheme | None],
     inputs: Mapping[str, InputScheme | None] | None = None,
     tables: Mapping[str, Scheme] | None = None,
+    *,
+    head: str = "lm_head",
 ) -> dict[str, Any]:
     """Return the `quantization_config` of config.json, as the compressed-tensors package would write it or refuse it.
 
-    layers: every linear of the model by its full name; None for one that stays float. `lm_head` stays float unless it
+    layers: every linear of the model by its full name; None for one that stays float. The head stays float unless it
     is given a scheme. One scheme is written for the class Linear. Several schemes are written by the names of their
     layers: vLLM looks for the class of its fused linears (q, k, v in one) before it looks for the names of their
     parts, so that a group for "Linear" would take layers of the other groups.
     inputs: how the input of each quantized linear is rounded; None, or no entry, where it stays float.
     tables: embedding and head that are integers, by all their full names, also the second name of a tied one.
+    head: the full name of the head.
     Raises: SchemeError if no layer and no table has a scheme, or if a layer with packed zero points stands beside
         another scheme, or has quantized inputs.
     """
@@ -282,12 +287,13 @@ def config(
     ]
     for scheme in dict.fromkeys((tables or {}).values()):
         names = [name for name, its in (tables or {}).items() if its == scheme]
+        names += [HEAD_IN_TRANSFORMERS] if head in names and head != HEAD_IN_TRANSFORMERS else []
         declared = _tables.declared_format(scheme, int8=INT8, beside_zero_points=bool(zero_points_packed))
         written.append(_group(scheme, None, names, declared))
     formats = {group["format"] for group in written}
     ignore = [name for name, scheme in layers.items() if scheme is None]
-    if "lm_head" not in layers and "lm_head" not in (tables or {}):
-        ignore.append("lm_head")
+    if head not in layers and head not in (tables or {}):
+        ignore += dict.fromkeys((head, HEAD_IN_TRANSFORMERS))
     return {
         "config_groups": {f"group_{i}": group for i, group in enumerate(written)},
         "format": formats.pop() if len(formats) == 1 else MIXED,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from zeropoint.errors import ArchitectureError
 from zeropoint.models._values import flag, number, require_covered, whole
-from zeropoint.models.parts import Array, Block, Config, Flow, Ops, Stage, State, add_to_residual, branch
+from zeropoint.models.parts import Array, Block, Config, Ends, Flow, Ops, Stage, State, add_to_residual, branch, norm
 from zeropoint.models.rope import Rope
 
 MAX_LAYERS = 10_000
@@ -83,6 +83,7 @@ class Model:
     blocks: tuple[Config, ...] = ()
     flow: ClassVar[Flow] = FLOW
     norms: ClassVar[tuple[str, ...]] = NORMS
+    ends: ClassVar[Ends] = Ends()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -96,17 +97,14 @@ class Model:
 
     def block_tensors(self, index: int) -> tuple[str, ...]:
         linears = [name for stage in self.flow for name in stage.linears]
+        biased = [name for name in linears if self.has_bias(name)]
         local = [f"{name}.weight" for name in (*self.norms, *linears)]
-        local += [f"{name}.bias" for name in linears if self.has_bias(name)]
+        local += [f"{name}.bias" for name in (*(self.norms if self.config.layer_norm else ()), *biased)]
         return tuple(f"{self.block_name(index)}.{name}" for name in local)
 
     def has_bias(self, linear: str) -> bool:
         """Return whether a linear of the blocks, by its local name, has a bias."""
         return self.config.attention_bias if linear.startswith("self_attn.") else self.config.mlp_bias
-
-    def outer_tensors(self) -> tuple[str, ...]:
-        head = () if self.config.tied_embeddings else ("lm_head.weight",)
-        return ("model.embed_tokens.weight", "model.norm.weight", *head)
 
     def shape(self, name: str) -> tuple[int, ...]:
         *_, part, kind = name.split(".")
@@ -122,26 +120,30 @@ class Model:
             "o_proj": (hidden, queries),
             "gate_proj": (config.intermediate_size, hidden), "up_proj": (config.intermediate_size, hidden),
             "down_proj": (hidden, config.intermediate_size),
-            "embed_tokens": (config.vocab_size, hidden), "lm_head": (config.vocab_size, hidden),
+            **{name.rpartition(".")[2]: (config.vocab_size, hidden) for name in (self.ends.embedding, self.ends.head)},
         }  # fmt: skip
 
     def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
-        return ops.embed(tokens, weights["model.embed_tokens.weight"], self.config.embedding_factor)
+        return ops.embed(tokens, weights[f"{self.ends.embedding}.weight"], self.config.embedding_factor)
 
     def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
         config = self.config
-        x = ops.rms_norm(x, weights["model.norm.weight"], config.norm_eps, config.norm_offset)
-        logits = ops.linear(x, weights["lm_head.weight"], None)
+        x = norm(ops, config, weights, self.ends.norm, x)
+        logits = ops.linear(x, weights[f"{self.ends.head}.weight"], None)
         return logits if config.logit_softcap is None else ops.softcap(logits, config.logit_softcap)
 
 
 def read_config(
-    config: Mapping[str, Any], *covered: str, activation_key: str = "hidden_act", partial_rope: bool = False
+    config: Mapping[str, Any],
+    *covered: str,
+    activation_key: str = "hidden_act",
+    eps_key: str = "rms_norm_eps",
+    partial_rope: bool = False,
 ) -> Config:
     """Return the numbers of a Llama-like config.json.
 
-    covered: keys of `_values.UNCOVERED` that the caller reads. activation_key: where the name of the activation is.
-    partial_rope: whether partial_rotary_factor may be below 1.
+    covered: keys of `_values.UNCOVERED` that the caller reads. activation_key, eps_key: where the name of the
+    activation, and what norms add to the mean square, are. partial_rope: whether partial_rotary_factor may be below 1.
     Raises: ArchitectureError naming a key that is missing or a value that would change the result and is not covered.
     """
     require_covered(config, *covered)
@@ -168,7 +170,7 @@ def read_config(
         head_dim=head_dim,
         vocab_size=whole(config, "vocab_size"),
         max_positions=whole(config, "max_position_embeddings", 2048),
-        norm_eps=number(config, "rms_norm_eps", 1e-6),
+        norm_eps=number(config, eps_key, 1e-6),
         activation=activation,
         attention_bias=flag(config, "attention_bias"),
         mlp_bias=flag(config, "mlp_bias"),

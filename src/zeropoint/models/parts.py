@@ -19,9 +19,6 @@ from typing import Any, Literal, Protocol, Self
 
 from zeropoint.models.rope import Rope
 
-HEAD = "lm_head"
-"""What every model calls its head, also where it is the embedding."""
-
 Array = Any
 """(batch, time, features) unless a signature says otherwise."""
 
@@ -49,11 +46,14 @@ class Ops(Protocol):
     def rms_norm(self, x: Array, gain: Array, eps: float, offset: float = 0.0) -> Array:
         """Return x / sqrt(mean(x^2) + eps) * (gain + offset) over the last axis: of heads, over each head."""
 
+    def layer_norm(self, x: Array, gain: Array, bias: Array, eps: float) -> Array:
+        """Return (x - mean(x)) / sqrt(var(x) + eps) * gain + bias over the last axis; var divides by its length."""
+
     def split_heads(self, x: Array, heads: int) -> Array:
         """Return (batch, heads, time, head_dim) of (batch, time, heads * head_dim)."""
 
     def split(self, x: Array, widths: tuple[int, ...]) -> tuple[Array, ...]:
-        """Return x (batch, time, sum of widths) in parts of so many features, in their order."""
+        """Return x (..., sum of widths) in parts of so many features, in their order: of heads, of each head's."""
 
     def rope(self, x: Array, rope: Rope, start: int) -> Array:
         """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ..."""
@@ -79,6 +79,9 @@ class Ops(Protocol):
     def gated(self, gate: Array, up: Array, activation: str) -> Array:
         """Return activation(gate) * up."""
 
+    def activate(self, x: Array, activation: str) -> Array:
+        """Return activation(x)."""
+
     def add(self, x: Array, y: Array) -> Array:
         """Return x + y."""
 
@@ -91,11 +94,17 @@ class State:
     """What lives between two stages of a block.
 
     x: the residual stream (batch, time, hidden). y: the input of the next stage where that is not a function of x.
+    waiting: what a stage further on adds to the stream; None where there is none.
     """
 
     x: Array
     y: Array | None = None
     past: LayerCache | None = None
+    waiting: Array | None = None
+
+
+Rows = slice | list[int]
+"""Some rows of a linear."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +125,10 @@ class Stage:
     leave: Callable[[Block, State, tuple[Array, ...]], State]
     residual: Literal["reads", "adds", "apart"] | None = None
     values: bool = False
-    fed_rows: Callable[[Config], slice] | None = None
+    fed_rows: Callable[[Config], Rows] | None = None
 
-    def rows_of(self, config: Config) -> slice:
-        """Return the rows of `fed_by` that make the input."""
+    def rows_of(self, config: Config) -> Rows:
+        """Return the rows of `fed_by` that make the input, in the order of its columns."""
         return slice(None) if self.fed_rows is None else self.fed_rows(config)
 
 
@@ -132,7 +141,8 @@ class Config:
 
     head_dim: features of one head. rope: None where positions are not told. window, attention_scale, attention_softcap:
     as `Ops.attention` has them. logit_softcap: as `Ops.softcap` has it; None for none. norm_offset: what is added to
-    every stored gain. embedding_factor: what an embedded token is multiplied by.
+    every stored gain. layer_norm: norms take the mean away, and have a bias. parallel: attention and MLP of a block
+    read the same stream. embedding_factor: what an embedded token is multiplied by.
     """
 
     model_type: str
@@ -155,6 +165,8 @@ class Config:
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     norm_offset: float = 0.0
+    layer_norm: bool = False
+    parallel: bool = False
     embedding_factor: float = 1.0
 
 
@@ -174,8 +186,8 @@ class Block:
         return self.ops.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def norm(self, name: str, x: Array) -> Array:
-        """Apply the RMS norm called `name`."""
-        return self.ops.rms_norm(x, self.weights[f"{name}.weight"], self.config.norm_eps, self.config.norm_offset)
+        """Apply the norm called `name`."""
+        return norm(self.ops, self.config, self.weights, name, x)
 
     def finish(self, stage: Stage, state: State) -> State:
         """Run one stage from state to state."""
@@ -210,11 +222,21 @@ class FloatBlock:
         return Block(self.config, ops, weights)
 
 
+@dataclass(frozen=True)
+class Ends:
+    """The modules outside the blocks, by their full names. head: also where it is the embedding."""
+
+    embedding: str = "model.embed_tokens"
+    norm: str = "model.norm"
+    head: str = "lm_head"
+
+
 class Model(Protocol):
     """What a file in models/ provides."""
 
     config: Config
     flow: Flow
+    ends: Ends
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -228,9 +250,6 @@ class Model(Protocol):
 
     def block_tensors(self, index: int) -> tuple[str, ...]:
         """Return the full names of all tensors of a block."""
-
-    def outer_tensors(self) -> tuple[str, ...]:
-        """Return the full names of the tensors outside the blocks (embeddings, last norm, head)."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one of these tensors, as the config has it."""
@@ -255,8 +274,22 @@ class Table:
 
 def tables(model: Model) -> tuple[Table, ...]:
     """Return the tables of a model: the embedding that is the head too, or the embedding and the head."""
-    embedding, _, *head = (name.removesuffix(".weight") for name in model.outer_tensors())
-    return (Table(embedding), Table(head[0])) if head else (Table(embedding, HEAD),)
+    ends = model.ends
+    if model.config.tied_embeddings:
+        return (Table(ends.embedding, ends.head),)
+    return Table(ends.embedding), Table(ends.head)
+
+
+def last_norm(model: Model) -> tuple[str, ...]:
+    """Return the full names of the last norm's tensors, its gain first."""
+    kinds = ("weight", "bias") if model.config.layer_norm else ("weight",)
+    return tuple(f"{model.ends.norm}.{kind}" for kind in kinds)
+
+
+def outer_tensors(model: Model) -> tuple[str, ...]:
+    """Return the full names of the tensors outside the blocks: embedding, last norm, and the head if it is another."""
+    embedding, *head = (f"{table.name}.weight" for table in tables(model))
+    return (embedding, *last_norm(model), *head)
 
 
 def linear_names(model: Model) -> Iterator[str]:
@@ -265,6 +298,14 @@ def linear_names(model: Model) -> Iterator[str]:
         for stage in model.flow:
             for name in stage.linears:
                 yield f"{model.block_name(index)}.{name}"
+
+
+def norm(ops: Ops, config: Config, weights: Mapping[str, Array], name: str, x: Array) -> Array:
+    """Return the norm called `name`, of the kind that the config says, of x."""
+    gain = weights[f"{name}.weight"]
+    if config.layer_norm:
+        return ops.layer_norm(x, gain, weights[f"{name}.bias"], config.norm_eps)
+    return ops.rms_norm(x, gain, config.norm_eps, config.norm_offset)
 
 
 # Two halves of a stage that most architectures share.

@@ -1,14 +1,16 @@
 """The activations of a set of texts between two stages of the walk: in memory up to a limit, on disk past it.
 
 One slot holds one batch: exactly what lives between two stages, the residual stream and, in the middle of a block, the
-branch. The residual stream of a slot in memory stays in the same buffer for the whole walk: a new one for each block,
-among the branches that come and go, broke the heap into holes, and the process grew from block to block (docs/log.md).
+branch and what waits to be added. The residual stream of a slot in memory stays in the same buffer for the whole walk:
+a new one for each block, among the branches that come and go, broke the heap into holes, and the process grew from
+block to block (docs/log.md).
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -83,7 +85,7 @@ class Activations:
     def _store(self, state: State, index: int) -> None:
         slot = self._slots[index]
         others = sum(other.held_bytes for other in self._slots) - slot.held_bytes
-        if others + _bytes(state.x) + _bytes(state.y) <= self._limit_bytes:
+        if others + _bytes(state) <= self._limit_bytes:
             slot.hold(state)
             return
         if self._spill is None:
@@ -96,45 +98,41 @@ class _Slot:
     """One state, in memory or in files."""
 
     def __init__(self) -> None:
-        self._x: Tensor | None = None
-        self._y: Tensor | None = None
-        self._files: tuple[Path | None, Path | None] | None = None
+        self._state: State | None = None
+        self._files: dict[str, Path] | None = None
         self.file_bytes = 0
 
     @property
     def held_bytes(self) -> int:
-        return _bytes(self._x) + _bytes(self._y)
+        return 0 if self._state is None else _bytes(self._state)
 
     def load(self) -> State:
-        if self._files is None:
-            return State(self._x, self._y)
-        x, y = (None if file is None else torch.from_numpy(np.load(file)) for file in self._files)
-        return State(x, y)
+        if self._state is not None:
+            return self._state
+        assert self._files is not None
+        found = {name: torch.from_numpy(np.load(file)) for name, file in self._files.items()}
+        return State(found["x"], found.get("y"), waiting=found.get("waiting"))
 
     def hold(self, state: State) -> None:
-        if self._x is None:
-            self._x = state.x
-        elif state.x is not self._x:
-            self._x.copy_(state.x)
-        self._y = state.y
+        if self._state is not None and state.x is not self._state.x:
+            state = replace(state, x=self._state.x.copy_(state.x))
+        self._state = state
         self._files, self.file_bytes = None, 0
 
     def write(self, state: State, stem: Path) -> None:
-        """Save the state as STEM-x.npy and STEM-y.npy, and free the buffers."""
-        self._files = (
-            _save(state.x, stem.with_name(f"{stem.name}-x.npy")),
-            _save(state.y, stem.with_name(f"{stem.name}-y.npy")),
-        )
-        self.file_bytes = _bytes(state.x) + _bytes(state.y)
-        self._x = self._y = None
+        """Save each array of the state as STEM-NAME.npy, and free the buffers."""
+        self._files = {name: stem.with_name(f"{stem.name}-{name}.npy") for name in _arrays(state)}
+        for name, array in _arrays(state).items():
+            np.save(self._files[name], array.numpy())
+        self.file_bytes = _bytes(state)
+        self._state = None
 
 
-def _save(tensor: Tensor | None, file: Path) -> Path | None:
-    if tensor is None:
-        return None
-    np.save(file, tensor.numpy())
-    return file
+def _arrays(state: State) -> dict[str, Tensor]:
+    """Return what lives between two stages, by the names of State."""
+    found = {"x": state.x, "y": state.y, "waiting": state.waiting}
+    return {name: array for name, array in found.items() if array is not None}
 
 
-def _bytes(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel() * tensor.element_size()
+def _bytes(state: State) -> int:
+    return sum(array.numel() * array.element_size() for array in _arrays(state).values())

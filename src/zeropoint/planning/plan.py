@@ -16,6 +16,7 @@ from zeropoint import _native
 from zeropoint.checkpoint.reader import TensorInfo, open_checkpoint
 from zeropoint.evaluation.results import Plan, PlanRow, PlanStage
 from zeropoint.evaluation.size import size_of
+from zeropoint.models.parts import outer_tensors
 from zeropoint.planning import schemes
 from zeropoint.planning.memory import Memory, plan_memory
 from zeropoint.planning.output import planned_size, planned_tensors
@@ -81,7 +82,9 @@ def prepare(weights: Weights, recipe: Recipe) -> Prepared:
     """Return what a recipe makes of a model. Raises: InputError, as `plan`."""
     plans, file_format = schemes.planned(weights, recipe)
     tables = schemes.table_schemes(weights, recipe, file_format)
-    note = file_format.note(file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables))
+    note = file_format.note(
+        file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables, head=weights.model.ends.head)
+    )
     return Prepared(weights, recipe, plans, tables, file_format, note)
 
 
@@ -149,7 +152,7 @@ def _rows(prepared: Prepared, tensors: Mapping[str, TensorInfo]) -> Iterator[Pla
     groups: dict[tuple[str, tuple[int, ...], str, str | None, str | None], list[int]] = {}
     model = weights.model
     used = {
-        *model.outer_tensors(),
+        *outer_tensors(model),
         *(name for index in range(model.config.layers) for name in model.block_tensors(index)),
     }
     heads = {

@@ -15,7 +15,7 @@ end to end in Chen et al. 2024, arXiv:2407.11062 (EfficientQAT), section 3.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
@@ -67,19 +67,23 @@ class Windows:
 class Head:
     """What makes logits of the last block's output.
 
-    norm_name: the tensor of the last norm. norm: it, to be tuned; float_norm: as the float model has it. weight:
-    float32 (vocabulary, hidden).
+    norm_name: the gain of the last norm. norm: it, to be tuned. tensors: of the float model, by name: all that
+    `Model.head` reads; the weight of the head is float32 (vocabulary, hidden).
     """
 
     model: Model
     norm_name: str
     norm: TunedGain
-    float_norm: Tensor
-    weight: Tensor
+    tensors: Mapping[str, Tensor]
 
     def logits(self, ops: Ops, x: Tensor, norm: Tensor) -> Tensor:
         """Return the logits (..., vocabulary) of x (..., hidden). ops: differentiable ones."""
-        logits: Tensor = self.model.head(ops, {self.norm_name: norm, "lm_head.weight": self.weight}, x)
+        logits: Tensor = self.model.head(ops, {**self.tensors, self.norm_name: norm}, x)
+        return logits
+
+    def float_logits(self, ops: Ops, x: Tensor) -> Tensor:
+        """Return the same with the last norm of the float model."""
+        logits: Tensor = self.model.head(ops, self.tensors, x)
         return logits
 
 
@@ -192,7 +196,7 @@ class _Student:
                 x = rows.clone().requires_grad_()
                 logits = self._head.logits(self._ops, x, gain)
                 with torch.no_grad():
-                    p = torch.softmax(self._head.logits(self._ops, wanted.clone(), self._head.float_norm), dim=-1)
+                    p = torch.softmax(self._head.float_logits(self._ops, wanted.clone()), dim=-1)
                     gradient = torch.softmax(logits, dim=-1).sub_(p).div_(tokens)
                 slopes.append(torch.autograd.grad(logits, (x, gain), gradient))
             x_slope = torch.cat([slope[0] for slope in slopes]).view_as(output)
@@ -203,7 +207,7 @@ class _Student:
         total = 0.0
         for rows, wanted in zip(_chunks(output), _chunks(goal), strict=True):
             log_q = torch.log_softmax(self._head.logits(self._ops, rows, norm), dim=-1)
-            log_p = torch.log_softmax(self._head.logits(self._ops, wanted, self._head.float_norm), dim=-1)
+            log_p = torch.log_softmax(self._head.float_logits(self._ops, wanted), dim=-1)
             total += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
         return total
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zeropoint import _native, heap
 from zeropoint.checkpoint.reader import as_float32
 from zeropoint.errors import InputError, InternalError
-from zeropoint.models.parts import Block, Config
+from zeropoint.models.parts import Block, Config, last_norm
 from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
@@ -130,7 +130,6 @@ class NativeRunner:
 def _record(weights: Weights, loader: _Loader, *, rounded: bool) -> tuple[tuple[Operation, ...], int]:
     """Load all weights and return the operations of the model, and the index of the first one of the head."""
     model, ops = weights.model, NativeOps()
-    norm_name = model.outer_tensors()[1]
     embedding, *own_head = (table.name for table in weights.tables)
     table = loader.table(embedding, rounded=rounded)
     head = table
@@ -142,7 +141,8 @@ def _record(weights: Weights, loader: _Loader, *, rounded: bool) -> tuple[tuple[
         block = Block(model.config_of(index), ops, loader.block(index))
         x = block.run(model.flow, x, LayerPart(index))
     begin_head = len(ops.operations)
-    model.head(ops, {norm_name: loader.vector(norm_name), "lm_head.weight": head}, x)
+    norm = {name: loader.vector(name) for name in last_norm(model)}
+    model.head(ops, norm | {f"{model.ends.head}.weight": head}, x)
     return tuple(ops.operations), begin_head
 
 

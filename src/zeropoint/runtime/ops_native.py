@@ -25,7 +25,7 @@ from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.types import InputParams, RunActivations
 
-Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "add", "softcap", "slice"]
+Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "activate", "add", "softcap", "slice"]
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
 
 
@@ -115,14 +115,22 @@ class NativeOps:
         out = self._record("norm", (x,), x.width, gain=gain + np.float32(offset), eps=eps, heads=x.heads or 1)
         return Value(out.index, out.width, x.heads)
 
+    def layer_norm(self, x: Value, gain: NDArray[np.float32], bias: NDArray[np.float32], eps: float) -> Value:
+        """Record (x - mean(x)) / sqrt(var(x) + eps) * gain + bias."""
+        return self._record("norm", (x,), x.width, gain=gain, bias=bias, eps=eps)
+
     def split_heads(self, x: Value, heads: int) -> Value:
         """Return the same value, seen as heads."""
         return Value(x.index, x.width, heads)
 
     def split(self, x: Value, widths: tuple[int, ...]) -> tuple[Value, ...]:
-        """Record a copy of each part of the features."""
-        starts = np.cumsum((0, *widths[:-1])).tolist()
-        return tuple(self._record("slice", (x,), w, first=at) for at, w in zip(starts, widths, strict=True))
+        """Record a copy of each part of the features, of each head where x is seen as heads."""
+        starts, heads = np.cumsum((0, *widths[:-1])).tolist(), x.heads or 1
+        parts = [
+            self._record("slice", (x,), heads * width, first=at, heads=heads)
+            for at, width in zip(starts, widths, strict=True)
+        ]
+        return tuple(Value(part.index, part.width, x.heads) for part in parts)
 
     def rope(self, x: Value, rope: Rope, start: int) -> Value:
         """Record the rotation; where it starts is the length of the cache when the program runs."""
@@ -155,11 +163,11 @@ class NativeOps:
 
     def gated(self, gate: Value, up: Value, activation: str) -> Value:
         """Record activation(gate) * up."""
-        if activation not in ACTIVATIONS:
-            raise ArchitectureError(
-                f"hidden_act {activation!r} is not known to the native runtime; known are {', '.join(ACTIVATIONS)}"
-            )
-        return self._record("gated", (gate, up), gate.width, activation=ACTIVATIONS.index(activation))
+        return self._record("gated", (gate, up), gate.width, activation=_number_of(activation))
+
+    def activate(self, x: Value, activation: str) -> Value:
+        """Record activation(x)."""
+        return self._record("activate", (x,), x.width, activation=_number_of(activation))
 
     def add(self, x: Value, y: Value) -> Value:
         """Record x + y."""
@@ -224,12 +232,15 @@ class _Compiler:
 
     def _emit_norm(self, at: int, operation: Operation) -> None:
         source = self._slots[operation.inputs[0].index]
-        detail = operation.detail
-        self.program.norm(source, detail["gain"], detail["eps"], self._new(operation.out), detail["heads"])
+        detail, out = operation.detail, self._new(operation.out)
+        if "bias" in detail:
+            self.program.layer_norm(source, detail["gain"], detail["bias"], detail["eps"], out)
+        else:
+            self.program.norm(source, detail["gain"], detail["eps"], out, detail["heads"])
 
     def _emit_slice(self, at: int, operation: Operation) -> None:
         source = self._slots[operation.inputs[0].index]
-        self.program.slice(source, operation.detail["first"], self._new(operation.out))
+        self.program.slice(source, operation.detail["first"], self._new(operation.out), operation.detail["heads"])
 
     def _emit_rope(self, at: int, operation: Operation) -> None:
         (x,) = operation.inputs
@@ -253,6 +264,11 @@ class _Compiler:
         slots = self._slots[gate.index], self._slots[up.index]
         self._take_over(at, gate, operation.out)
         self.program.gated(*slots, self._slots[operation.out.index], operation.detail["activation"])
+
+    def _emit_activate(self, at: int, operation: Operation) -> None:
+        (x,) = operation.inputs
+        self._take_over(at, x, operation.out)
+        self.program.activate(self._slots[operation.out.index], operation.detail["activation"])
 
     def _emit_add(self, at: int, operation: Operation) -> None:
         x, y = (self._slots[value.index] for value in operation.inputs)
@@ -395,6 +411,15 @@ class _Compiler:
         for value in operation.inputs:
             if self._last_use[value.index] == at and value.index in self._slots:
                 self._free.setdefault(value.width, []).append(self._slots.pop(value.index))
+
+
+def _number_of(activation: str) -> int:
+    """Return what native/kernels.h calls an activation."""
+    if activation not in ACTIVATIONS:
+        raise ArchitectureError(
+            f"hidden_act {activation!r} is not known to the native runtime; known are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS.index(activation)
 
 
 def _kind(rounding: InputParams | None) -> tuple[str, float, int]:

@@ -83,6 +83,9 @@ class TorchOps:
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), gain.float() + offset if offset else gain.float(), eps)
 
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return F.layer_norm(x, (x.shape[-1],), gain.float(), bias.float(), eps)
+
     def split_heads(self, x: Tensor, heads: int) -> Tensor:
         return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
@@ -120,6 +123,9 @@ class TorchOps:
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         return _ACTIVATIONS[activation](gate).mul_(up)
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        return _ACTIVATIONS[activation](x)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
@@ -166,6 +172,9 @@ class DifferentiableOps(TorchOps):
 
     def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         return _DIFFERENTIABLE[activation](gate) * up
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        return _DIFFERENTIABLE[activation](x)
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return torch.tanh(x / cap) * cap

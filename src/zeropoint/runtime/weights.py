@@ -12,7 +12,7 @@ from zeropoint.checkpoint.reader import Checkpoint
 from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
-from zeropoint.models.parts import HEAD, Block, FloatBlock, Model, Ops, Table, linear_names, tables
+from zeropoint.models.parts import Block, FloatBlock, Model, Ops, Table, last_norm, linear_names, outer_tensors, tables
 from zeropoint.types import InputScheme, PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
@@ -172,8 +172,15 @@ class Weights:
 
     def head(self, ops: Ops) -> dict[str, Any]:
         """Return what `Model.head` needs: the last norm, and the head prepared for `ops` (the embedding when tied)."""
-        norm = self.model.outer_tensors()[1]
-        return {norm: self.read(norm), f"{HEAD}.weight": ops.prepare(self.table(self.tables[-1].name))}
+        return self._last_norm() | {self._head_weight: ops.prepare(self.table(self.tables[-1].name))}
+
+    def _last_norm(self) -> dict[str, Any]:
+        return {name: self.read(name) for name in last_norm(self.model)}
+
+    @property
+    def _head_weight(self) -> str:
+        """What `Model.head` calls the weight of the head, also where it is the embedding."""
+        return f"{self.model.ends.head}.weight"
 
     def logits(self, ops: Ops) -> Callable[[Tensor], Tensor]:
         """Return what makes logits (..., vocabulary) of the last block's output (..., hidden).
@@ -182,8 +189,7 @@ class Weights:
         """
         import torch
 
-        norm = self.model.outer_tensors()[1]
-        gain = self.read(norm)
+        norm = self._last_norm()
         rows = max(1, HEAD_VALUES // self._cols)
         slabs = [
             (at, min(at + rows, self.model.config.vocab_size)) for at in range(0, self.model.config.vocab_size, rows)
@@ -195,7 +201,7 @@ class Weights:
                 whole: Tensor = self.model.head(ops, kept, x)
                 return whole
             name = self.tables[-1].name
-            heads = ({norm: gain, f"{HEAD}.weight": ops.prepare(self.table_rows(name, *slab))} for slab in slabs)
+            heads = (norm | {self._head_weight: ops.prepare(self.table_rows(name, *slab))} for slab in slabs)
             return torch.cat([self.model.head(ops, head, x) for head in heads], dim=-1)
 
         return of
@@ -247,7 +253,7 @@ class Weights:
 
     def _used(self) -> list[str]:
         floats = {f"{table.name}.weight" for table in self.tables}
-        names = [name for name in self.model.outer_tensors() if name not in floats]
+        names = [name for name in outer_tensors(self.model) if name not in floats]
         names += [name for table in self.tables for name in self._table_names(table)]
         for index in range(self.model.config.layers):
             for full in self.model.block_tensors(index):

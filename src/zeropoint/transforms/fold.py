@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeropoint.models.parts import FloatBlock, Flow, Stage
+from zeropoint.models.parts import FloatBlock, Flow, Rows, Stage
 
 LOWEST, HIGHEST = 1e-4, 1e4
 """Scales outside are brought inside: a float16 gain of 1 stays a normal number, and no weight overflows."""
@@ -39,7 +39,7 @@ class Fold:
 
     stage: Stage
     feeder: str
-    rows: slice
+    rows: Rows
     channels: int
     groups: tuple[int, int, int] | None
 
@@ -101,7 +101,7 @@ def find_fold(block: FloatBlock, flow: Flow, stage: Stage) -> Fold | str:
     return f"{feeder} has {channels} outputs for {cols} columns"
 
 
-def with_rows(tensor: Tensor, rows: slice, part: Tensor) -> Tensor:
+def with_rows(tensor: Tensor, rows: Rows, part: Tensor) -> Tensor:
     """Return the tensor with `part` in the place of some of its rows, or of all."""
     if len(part) == len(tensor):
         return part

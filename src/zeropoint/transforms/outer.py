@@ -26,7 +26,6 @@ from zeropoint.transforms.apply import options_of
 from zeropoint.transforms.hadamard import Rotation
 from zeropoint.transforms.rotate import why_not
 
-HEAD = "lm_head.weight"
 SLAB_VALUES = 1 << 21
 """Values of a table that are in float32 at once."""
 
@@ -70,8 +69,10 @@ class Outer:
     ) -> None:
         self._checkpoint, self.rotation, self._dtypes = checkpoint, rotation, dtypes
         self._offset, self._factor = model.config.norm_offset, model.config.embedding_factor
-        self._table, self._norm, *heads = model.outer_tensors()
-        self._head = heads[0] if heads else None
+        self._table, self._norm = f"{model.ends.embedding}.weight", f"{model.ends.norm}.weight"
+        self._tied = model.config.tied_embeddings
+        self.head = f"{model.ends.head}.weight"
+        """What the head is called, also where it is the embedding."""
 
     @cached_property
     def _gain(self) -> Tensor:
@@ -80,7 +81,7 @@ class Outer:
     @cached_property
     def unties(self) -> bool:
         """Whether embedding and head were one tensor and are two now."""
-        return self._head is None and not bool((self._gain == self._gain[0]).all())
+        return self._tied and not bool((self._gain == self._gain[0]).all())
 
     def embedded(self, x: Tensor) -> Tensor:
         """Return embedded texts, float32 (batch, time, hidden), as the written table gives them."""
@@ -90,11 +91,11 @@ class Outer:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each tensor with its name, as the output has it; one at a time is in memory."""
         yield self._table, self._rotated(self._table, None)
-        if self._head is None and not self.unties:
+        if self._tied and not self.unties:
             yield self._norm, self._gain.to(self._dtypes[self._norm])
             return
         yield self._norm, torch.full((len(self._gain),), 1 - self._offset, dtype=self._dtypes[self._norm])
-        yield self._head or HEAD, self._rotated(self._head or self._table, self._gain + self._offset)
+        yield self.head, self._rotated(self._table if self._tied else self.head, self._gain + self._offset)
 
     def config(self) -> dict[str, bool]:
         """Return what config.json has to say of it."""
@@ -108,7 +109,7 @@ class Outer:
         size_bytes = rows * cols * self._dtypes[self._table].itemsize
         return (
             "rotated, the head is no longer the embedding: the gain of the last norm is folded into it alone; "
-            f"{HEAD} takes {size_bytes:,} bytes more"
+            f"{self.head} takes {size_bytes:,} bytes more"
         )
 
     def _rotated(self, name: str, gain: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from zeropoint.errors import SchemeError
-from zeropoint.models.parts import Config, FloatBlock, Flow, Stage
+from zeropoint.models.parts import Config, FloatBlock, Flow, Rows, Stage
 from zeropoint.transforms import OutputError, Rewritten, StageNote
 from zeropoint.transforms.fold import with_rows
 from zeropoint.transforms.hadamard import Rotation, rotation
@@ -108,7 +108,7 @@ def _rotate_stream(tensors: dict[str, Tensor], stage: Stage, q: Rotation, block:
         tensors[f"{stage.fed_by}.weight"] = torch.ones_like(gain) - offset
 
 
-def _rotate_values(tensors: dict[str, Tensor], stage: Stage, rows: slice, r: Rotation) -> None:
+def _rotate_values(tensors: dict[str, Tensor], stage: Stage, rows: Rows, r: Rotation) -> None:
     """Rotate in place the outputs of the linear that makes the values, and the columns that read them, head by head.
 
     rows: of that linear, which make the values.

@@ -7,6 +7,7 @@ from architectures import SMALL
 from zeropoint.errors import ArchitectureError
 from zeropoint.exporting._gguf_metadata import ARCHITECTURES, architecture_of
 from zeropoint.models import load_model
+from zeropoint.models.parts import outer_tensors
 
 CONFIG = {**SMALL, "rms_norm_eps": 1e-6, "hidden_act": "silu", "sliding_window": None}
 
@@ -16,7 +17,7 @@ def test_every_tensor_of_an_architecture_has_a_name_in_llama_cpp(model_type: str
     model = load_model({**CONFIG, "model_type": model_type})
     arch = architecture_of(model).arch
     names = gguf.get_tensor_name_map(arch, model.config.layers)
-    tensors = [*model.outer_tensors(), *(name for index in range(2) for name in model.block_tensors(index))]
+    tensors = [*outer_tensors(model), *(name for index in range(2) for name in model.block_tensors(index))]
     theirs = [names.get_name(name, try_suffixes=(".weight", ".bias")) for name in tensors]
     assert None not in theirs
     assert len(set(theirs)) == len(tensors)

@@ -50,6 +50,35 @@ def test_only_the_rows_that_are_read_change(method: str, options: dict[str, Any]
         assert torch.equal(after[:first], before[:first])
 
 
+@pytest.mark.parametrize(
+    ("method", "options"), [("smoothquant", {"strength": 0.5}), ("rotate", {"residual": False})], ids=["fold", "rotate"]
+)
+@pytest.mark.parametrize("variant", ["plain", "one after the other"])
+@torch.inference_mode()
+def test_rows_of_values_lie_between_those_of_other_heads(
+    method: str, options: dict[str, Any], variant: str, tmp_path: Path
+) -> None:
+    model = made(tmp_path / "model", "gpt_neox", variant)
+    module = find.load("transforms", method)
+    done = module.transform(
+        model.block, model.flow, model.stats(module.NEEDS), module.Options(**options), model.trial().error
+    )
+    expected = model.output()
+    assert float((model.output(done.block) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    name = "attention.query_key_value.weight"
+    heads = (model.block.config.heads, 3, model.block.config.head_dim, -1)
+    before, after = (block.tensors[name].view(heads) for block in (model.block, done.block))
+    assert not torch.equal(after[:, 2], before[:, 2])
+    if method == "rotate":
+        assert torch.equal(after[:, :2], before[:, :2])
+    else:  # the layer norm's bias is divided like its gain
+        norm = [
+            model.block.tensors[f"input_layernorm.{kind}"] / done.block.tensors[f"input_layernorm.{kind}"]
+            for kind in ("weight", "bias")
+        ]
+        assert torch.allclose(*norm, rtol=1e-5)
+
+
 @torch.inference_mode()
 def test_a_stage_that_reads_the_stream_itself_has_a_note(tmp_path: Path) -> None:
     model = made(tmp_path / "model", "olmo2", "biased")

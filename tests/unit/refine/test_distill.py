@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unit.refine.blocks import outputs, tiny_weights, tuned_block
+from zeropoint.models.parts import outer_tensors
 from zeropoint.refine import Outcome, distill
 from zeropoint.refine.distill import Head, Options, Windows
 from zeropoint.refine.tuned import TunedBlock, TunedGain
@@ -32,10 +33,10 @@ def windows(weights: Weights, batches: int, *, seed: int) -> Windows:
 
 def student(weights: Weights) -> tuple[list[TunedBlock], Head]:
     ends = weights.head(DifferentiableOps())
-    name = weights.model.outer_tensors()[1]
+    name = outer_tensors(weights.model)[1]
     norm = TunedGain(ends[name].float(), torch.float32)
     blocks = [tuned_block(weights, index, learns=False) for index in range(weights.model.config.layers)]
-    return blocks, Head(weights.model, name, norm, ends[name].float(), ends["lm_head.weight"])
+    return blocks, Head(weights.model, name, norm, ends)
 
 
 def refine(blocks: list[TunedBlock], head: Head, learned_from: Windows, held_out: Windows, options: Options) -> Outcome:
@@ -59,7 +60,7 @@ def divergence(weights: Weights, blocks: list[TunedBlock], head: Head, data: Win
         x = start
         for block in blocks:
             x = block.prepare(ops).run(weights.model.flow, x)
-        p = softmax(head.logits(ops, goal, head.float_norm))
+        p = softmax(head.float_logits(ops, goal))
         q = softmax(head.logits(ops, x, head.norm.weight()))
         total += float((p * (np.log(p) - np.log(q))).sum())
         tokens += x.shape[0] * x.shape[1]

@@ -20,6 +20,7 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import RecipeError
 from zeropoint.evaluation.results import QuantizeResult
 from zeropoint.models import llama
+from zeropoint.models.parts import outer_tensors
 from zeropoint.pipeline import require_fits
 from zeropoint.recipe import Choice, Recipe
 from zeropoint.runtime.weights import Weights
@@ -181,7 +182,7 @@ def test_the_embedded_texts_are_those_of_the_written_table(tmp_path: Path) -> No
     done = run(tmp_path, dtype="bfloat16", tied=False)
     before, after = load_file(done.source / "model.safetensors"), done.tensors()
     weights = Weights(open_checkpoint(done.source))
-    names = weights.model.outer_tensors()
+    names = outer_tensors(weights.model)
     outer = Outer(weights.checkpoint, weights.model, rotation(64, 3), dict.fromkeys(names, torch.bfloat16))
     tokens = torch.tensor(TOKENS).view(1, -1)
     assert torch.equal(outer.embedded(before[EMBEDDING][tokens].float()), after[EMBEDDING][tokens].float())
