@@ -377,6 +377,27 @@ NB_MODULE(_native, m) {
             step.softcap = cap;
             self.push(std::move(step));
         }, "a"_a, "cap"_a)
+        .def("clear", [](Program& self, int out) { self.push(step_of(K::clear, NONE, NONE, NONE, out)); }, "out"_a)
+        .def("route", [](Program& self, int a, int out, int chosen, bool normalized) {
+            Step step = step_of(K::route, a, NONE, NONE, out);
+            require(self.width(a) == self.width(out) && chosen >= 1 && chosen <= self.width(a),
+                    "a token is sent to one expert at least, and not to more than there are");
+            step.chosen = chosen, step.normalized = normalized;
+            self.push(std::move(step));
+        }, "a"_a, "out"_a, "chosen"_a, "normalized"_a)
+        .def("send", [](Program& self, int a, int out) {
+            require(self.expert() != NONE && self.width(a) == self.width(out), "rows are sent to an expert, as they are");
+            self.push(step_of(K::send, a, NONE, NONE, out));
+        }, "a"_a, "out"_a)
+        .def("collect", [](Program& self, int a, int routes, int out) {
+            require(self.expert() != NONE && self.expert() < self.width(routes) && self.width(a) == self.width(out),
+                    "what an expert made is as wide as what it is added to");
+            self.push(step_of(K::collect, a, routes, NONE, out));
+        }, "a"_a, "routes"_a, "out"_a)
+        .def("set_expert", [](Program& self, int expert) {
+            require(expert >= NONE && expert < self.experts(), "an expert that nothing is sent to");
+            self.set_expert(expert);
+        }, "expert"_a)
         .def("begin_head", &Program::begin_head)
         .def("set_result", &Program::set_result, "slot"_a)
         .def("run", [](Program& self, Cache& cache, const In<int32_t, 1>& tokens, const Out<float, 2>& logits) {

@@ -151,6 +151,8 @@ void Program::push(Step step) {
         const int group = step.heads / step.kv_heads, rows = std::max(QUERY_ROWS, MOST_FEW * group);
         scratch_bytes_ = std::max(scratch_bytes_, AttentionScratch::floats(rows, round_up(step.head_dim, 16)) * 4);
     }
+    step.expert = expert_;
+    if (step.kind == Step::Kind::route) sent_.resize(std::max(sent_.size(), size_t(slots_[step.a].width)));
     steps_.push_back(std::move(step));
 }
 
@@ -223,11 +225,16 @@ void Program::run(Cache& cache, const int32_t* tokens, int count, int wanted, fl
 }
 
 void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wanted, float* logits) {
-    const auto serial = [&](const Step& step) {
-        if (rows > 1) return false;
-        switch (step.kind) {
+    const auto begin_of = [&](size_t i) { return i < head_ ? 0 : rows - wanted; };
+    const auto rows_of = [&](size_t i) {
+        return steps_[i].expert == NONE ? rows - begin_of(i) : int(sent_[steps_[i].expert].size());
+    };
+    const auto serial = [&](size_t i) {
+        if (steps_[i].expert == NONE ? rows > 1 : rows_of(i) > 1) return false;
+        switch (steps_[i].kind) {
             case Step::Kind::embed: case Step::Kind::norm: case Step::Kind::take: case Step::Kind::slice:
-            case Step::Kind::quantize: case Step::Kind::restore: case Step::Kind::halve: case Step::Kind::rope: return true;
+            case Step::Kind::quantize: case Step::Kind::restore: case Step::Kind::halve: case Step::Kind::rope:
+            case Step::Kind::clear: case Step::Kind::send: case Step::Kind::collect: return true;
             default: return false;
         }
     };
@@ -236,12 +243,15 @@ void Program::run_chunk(Cache& cache, const int32_t* tokens, int rows, int wante
     pool_->run([&](int thread) {
         for (size_t i = 0; i < count; i++) {
             const Step& step = steps_[i];
-            const int begin = i < head_ ? 0 : rows - wanted;
-            if (serial(step)) {
-                if (thread == 0) execute(step, 0, begin, rows, cache, tokens);
-                if (i + 1 < count && serial(steps_[i + 1])) continue;
+            if (rows_of(i) == 0) continue;
+            const int begin = begin_of(i), end = begin + rows_of(i);
+            if (serial(i)) {
+                if (thread == 0) execute(step, 0, begin, end, cache, tokens);
+                size_t next = i + 1;   // that is not left out
+                while (next < count && rows_of(next) == 0) next++;
+                if (next < count && serial(next)) continue;
             } else {
-                execute(step, thread, begin, rows, cache, tokens);
+                execute(step, thread, begin, end, cache, tokens);
             }
             pool_->barrier();
         }
@@ -335,8 +345,59 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
             else kernels_.gated(a.data + from, b ? b + from : b, step.activation, count, out.data + from);
             break;
         }
+        case Step::Kind::clear: {
+            const Slot& out = slots_[step.out];
+            if (first < last) std::memset(out.data + size_t(first) * out.stride, 0, size_t(last - first) * out.stride * 4);
+            break;
+        }
+        case Step::Kind::route:
+            if (thread == 0) route(step, begin, end);
+            break;
+        case Step::Kind::send: {
+            const Slot &a = slots_[step.a], &out = slots_[step.out];
+            const std::vector<int>& from = sent_[step.expert];
+            for (int i = first; i < last; i++)
+                std::memcpy(out.data + size_t(i) * out.stride, a.data + size_t(from[i]) * a.stride, a.stride * 4);
+            break;
+        }
+        case Step::Kind::collect: {
+            const Slot &a = slots_[step.a], &routes = slots_[step.b], &out = slots_[step.out];
+            const std::vector<int>& to = sent_[step.expert];
+            for (int i = first; i < last; i++) {
+                const float* row = a.data + size_t(i) * a.stride;
+                const float weight = routes.data[size_t(to[i]) * routes.stride + step.expert];
+                float* total = out.data + size_t(to[i]) * out.stride;
+                for (int k = 0; k < out.width; k++) total[k] += weight * row[k];
+            }
+            break;
+        }
         case Step::Kind::linear: execute_linear(step, thread, begin, end); break;
         case Step::Kind::attention: execute_attention(step, thread, begin, end, cache); break;
+    }
+}
+
+// The weights of the experts of each token, 0 for those it is not sent to; and for each expert the rows it is sent.
+void Program::route(const Step& step, int begin, int end) {
+    const Slot &a = slots_[step.a], &out = slots_[step.out];
+    const int experts = a.width;
+    std::vector<int> order(experts);
+    for (auto& rows : sent_) rows.clear();
+    for (int t = begin; t < end; t++) {
+        const float* logits = a.data + size_t(t) * a.stride;
+        float* weights = out.data + size_t(t) * out.stride;
+        for (int e = 0; e < experts; e++) order[e] = e;
+        std::partial_sort(order.begin(), order.begin() + step.chosen, order.end(), [&](int one, int other) {
+            return logits[one] != logits[other] ? logits[one] > logits[other] : one < other;
+        });
+        const float most = logits[order[0]];
+        float total = 0;
+        for (int i = 0; i < (step.normalized ? step.chosen : experts); i++) total += std::exp(logits[order[i]] - most);
+        std::memset(weights, 0, size_t(out.stride) * 4);
+        for (int i = 0; i < step.chosen; i++) {
+            const int e = order[i];
+            weights[e] = std::exp(logits[e] - most) / total;
+            sent_[e].push_back(t);
+        }
     }
 }
 

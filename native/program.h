@@ -32,7 +32,10 @@ struct Part {                  // one of the linears of a step, which all read t
 };
 
 struct Step {
-    enum class Kind { embed, norm, take, slice, quantize, restore, halve, linear, rope, attention, gated, add, softcap } kind;
+    enum class Kind {
+        embed, norm, take, slice, quantize, restore, halve, linear, rope, attention, gated, add, softcap,
+        clear, route, send, collect
+    } kind;
     int a = NONE, b = NONE, c = NONE, out = NONE;   // slots; `out` of quantize is a quantized slot
     InputRounding rounding;                         // quantize; restore: from a quantized slot a to floats
     bool add = false;                               // linear: onto the output slot
@@ -51,6 +54,9 @@ struct Step {
     float scale = 0;                                // attention: of scores; 0: 1 / sqrt(head_dim)
     float softcap = 0;                              // attention: of scores; softcap: of a
     int activation = 0;                             // gated
+    int chosen = 0;                                 // route: so many experts for each token, those of the largest logits
+    bool normalized = false;                        // route: their weights are divided by their sum
+    int expert = NONE;                              // the rows are those that were sent to it; without any nothing is done
 };
 
 // Keys and values of one conversation, in pages that are added as it grows and never move.
@@ -100,6 +106,9 @@ class Program {
 
     int result_width() const { return slots_[result_].width; }
     size_t bytes() const;                          // of buffers, not of weights
+    int expert() const { return expert_; }
+    int experts() const { return int(sent_.size()); }   // of the steps so far
+    void set_expert(int expert) { expert_ = expert; }   // of the steps from here on; NONE: they run for all tokens
 
    private:
     struct Slot {
@@ -118,6 +127,7 @@ class Program {
     void reserve(int rows, int positions);
     void run_chunk(Cache& cache, const int32_t* tokens, int rows, int wanted, float* logits);
     void execute(const Step& step, int thread, int begin, int end, Cache& cache, const int32_t* tokens);
+    void route(const Step& step, int begin, int end);
     void normalize_heads(const Step& step, const float* from, int head_dim, float* to);
     void execute_halve(const Step& step, int first, int last, bool as_halves);
     void execute_linear(const Step& step, int thread, int begin, int end);
@@ -128,7 +138,7 @@ class Program {
     const Kernels& kernels_;
     std::vector<Step> steps_;
     size_t head_ = 0;
-    int result_ = NONE;
+    int result_ = NONE, expert_ = NONE;
     std::vector<Slot> slots_;
     std::vector<Quantized> quantized_;
     std::vector<Rope> ropes_;
@@ -140,7 +150,7 @@ class Program {
     std::vector<Buffer<int32_t>> q_sums_;
     std::vector<Buffer<uint8_t>> scratch_;         // for each thread
     Buffer<float> partial_;                        // attention of a few rows, piece by piece
-    std::vector<int> seen_;
+    std::vector<std::vector<int>> sent_;           // for each expert of the block at hand its rows, ascending
 };
 
 }  // namespace zeropoint

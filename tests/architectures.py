@@ -91,6 +91,10 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "window of one": {"sliding_window": 1},
         "window": {"sliding_window": 33},
     },
+    "mixtral": {
+        "window": {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 33},
+        "plain": {"num_local_experts": 4},
+    },
     "olmo2": {
         "one kv head": {"num_key_value_heads": 1, "head_dim": 20},
         "biased": {"attention_bias": True, "tie_word_embeddings": True},
@@ -118,6 +122,17 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "use_sliding_window": True,
             "sliding_window": 20,
             "max_window_layers": 1,
+        },
+    },
+    "qwen3_moe": {
+        "weights of a part": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 12},
+        "plain": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "head_dim": 20,
+            "tie_word_embeddings": True,
         },
     },
     "smollm3": {

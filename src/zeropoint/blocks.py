@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import ModuleType
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -82,6 +83,16 @@ class Layer:
         """Return the layer with a better version."""
         assert self.measure is not None
         return replace(self, versions={**self.versions, method: qtensor}, row=self.measure(qtensor))
+
+    def of_expert(self, sent_tokens: int, *, from_all: bool) -> Layer:
+        """Return the layer with what is to be said of an expert's."""
+        measure = self.measure
+
+        def said(row: LayerRow) -> LayerRow:
+            return msgspec.structs.replace(row, sent_tokens=sent_tokens, from_all=from_all)
+
+        later = None if measure is None else (lambda qtensor: said(measure(qtensor)))
+        return replace(self, row=said(self.row), measure=later)
 
     def settled(self, qtensor: QTensor) -> Layer:
         """Return the layer with this version alone, and nothing of what only finding it has needed."""
@@ -169,7 +180,8 @@ def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, be
     if beside.before is not None:
         beside.before.copy(activations)
     layers: list[Layer] = []
-    for visit in visits(block, index, flow, activations):
+    least_tokens = source.recipe.calibration.expert_tokens
+    for visit in visits(block, index, flow, activations, least_tokens=least_tokens):
         started_s = time.perf_counter()
         layers += _quantize_stage(visit, source, plans, ops, beside.shadow)
         beside.seconds[source.recipe.rounding.method] += time.perf_counter() - started_s
@@ -405,7 +417,8 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, 
 
     def quantize_one(name: str) -> Layer:
         bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
-        return _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
+        layer = _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
+        return layer if visit.sent is None else layer.of_expert(visit.sent, from_all=visit.from_all)
 
     with a_thread_each(source.limits.workers) as pool:
         layers = map_each(pool, quantize_one, planned)

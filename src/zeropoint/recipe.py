@@ -101,8 +101,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tokens: those of a text, or random ones, which need none. samples: windows of `length` tokens, drawn with `seed`.
     batch: windows that run through a block together. held_out: more windows, that no method learns from, to say what
-    each stage of the work is worth; 0: it is not said. dtype: of the forward passes; statistics are accumulated in
-    float32 in any case.
+    each stage of the work is worth; 0: it is not said. expert_tokens: an expert that is sent fewer takes its statistics
+    from all tokens. dtype: of the forward passes; statistics are accumulated in float32 in any case.
     """
 
     tokens: Literal["text", "random"] = "text"
@@ -111,6 +111,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     batch: _Count = 4
     held_out: Annotated[int, msgspec.Meta(ge=0)] = 4
+    expert_tokens: Annotated[int, msgspec.Meta(ge=0)] = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 

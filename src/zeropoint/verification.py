@@ -221,7 +221,7 @@ def _loads(weights: Weights) -> str:
     note: str | None = None
     if quantization is not None:
         name = str(quantization.get("quant_method", "")).replace("-", "_")
-        note = find.load("formats", name).note(quantization)
+        note = find.load("formats", name).note(quantization, experts=weights.model.config.experts > 0)
     return note or LOADS
 
 

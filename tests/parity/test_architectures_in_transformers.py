@@ -13,14 +13,18 @@ from architectures import VARIANTS, make
 from zeropoint.recipe import load_recipe
 
 CASES = [(name, list(variants)[-1]) for name, variants in VARIANTS.items() if name != "llama"]
-THOROUGH = ("gpt_neox", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
+THOROUGH = ("gpt_neox", "mixtral", "qwen3_moe", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2")
+EXACT = ("weights.scale_dtype=float32",)
+"""transformers unpacks experts to the dtype of their scales."""
+
 TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=map("-".join, CASES))
 def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, tmp_path: Path) -> None:
     make(tmp_path / "model", name, variant)
-    recipe = load_recipe("w4a16", ["weights.group_size=16", 'rounding="rtn"', 'range="minmax"', "transforms=[]"])
+    changes = ["weights.group_size=16", *EXACT, 'rounding="rtn"', 'range="minmax"', "transforms=[]"]
+    recipe = load_recipe("w4a16", changes)
     done = zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
     assert all(layer.fallback is None for layer in done.layers)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -32,6 +36,19 @@ def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, 
     scale = float(expected.abs().max())
     assert torch.allclose(ours, expected, atol=2e-5 * scale, rtol=0)
     assert float((expected - exact).abs().max()) > 1e-2 * scale  # it was quantized
+
+
+@pytest.mark.parametrize(("name", "variant"), [case for case in CASES if case[0] in ("mixtral", "qwen3_moe")])
+def test_attention_and_experts_may_differ(name: str, variant: str, tmp_path: Path) -> None:
+    make(tmp_path / "model", name, variant)
+    rules = 'rules=[{layers=["*self_attn*"], weights={bits=8}}]'
+    recipe = load_recipe("w4a16", ["weights.group_size=16", *EXACT, 'rounding="rtn"', 'range="minmax"', rules])
+    zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits[0]
+    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
+    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS["gpt_neox"])
@@ -54,6 +71,7 @@ def test_after_all_that_can_be_done_it_still_opens(name: str, variant: str, tmp_
         "w4a16",
         [
             "weights.group_size=16",
+            *EXACT,
             'calibration.tokens="random"',
             "calibration.samples=4",
             "calibration.length=48",

@@ -690,7 +690,7 @@ def test_the_record_spells_out_every_value() -> None:
         '[activation_range]\nmethod = "minmax"\n\n'
         '[[rules]]\nlayers = ["*.q_proj"]\nweights = { bits = 8 }\n\n'
         '[calibration]\ntokens = "text"\nsamples = 128\nlength = 512\nseed = 0\nbatch = 4\n'
-        'held_out = 4\ndtype = "float32"\n'
+        'held_out = 4\nexpert_tokens = 256\ndtype = "float32"\n'
     )
 
 

@@ -129,7 +129,8 @@ class LayerRow(Result, frozen=True, kw_only=True):
     output_error: squared relative error of the layer's output on the calibration tokens, tr(E H E^T) / tr(W H W^T);
     None when there were none. bias_shift: the most that a bias was changed to take back the mean of that error, and of
     what rounding the input does; None where no bias is corrected. outlier_columns: how many stay float; None where the
-    recipe sets no threshold.
+    recipe sets no threshold. sent_tokens: of the calibration, that an expert was sent; None where all tokens go
+    through. from_all: statistics are of all tokens, because it was sent so few.
     """
 
     name: str
@@ -146,6 +147,8 @@ class LayerRow(Result, frozen=True, kw_only=True):
     input_error: float | None = None
     bias_shift: float | None = None
     outlier_columns: int | None = None
+    sent_tokens: int | None = None
+    from_all: bool = False
 
     @property
     def fallbacks(self) -> tuple[str, ...]:

@@ -57,6 +57,9 @@ PACKED = "pack-quantized"
 INT8 = "int-quantized"
 MIXED = "mixed-precision"
 """What a model says whose groups have several formats; each group then names its own."""
+EXPERT, EXPERTS = ".experts.", "re:.*[.]experts[.].*"
+"""What the names of linears of experts have in them, and the target of a group that means all of them."""
+NOTE_EXPERTS = "transformers opens no experts with zero points or quantized inputs: make them symmetric, inputs float"
 HEAD_IN_TRANSFORMERS = "lm_head"
 """The module that it makes of every head, whatever the file calls it."""
 
@@ -282,9 +285,9 @@ def config(
                 f"{scheme.label()} only where it is the one scheme of all quantized layers; "
                 "make every scheme symmetric, or use one scheme"
             )
-    written = [
-        _group(*key, ["Linear"] if len(groups) == 1 else names, _declared_format(*key)) for key, names in groups.items()
-    ]
+    _require_equal_experts(layers, inputs or {})
+    targets = {key: ["Linear"] if len(groups) == 1 else _targets(names) for key, names in groups.items()}
+    written = [_group(*key, targets[key], _declared_format(*key)) for key in groups]
     for scheme in dict.fromkeys((tables or {}).values()):
         names = [name for name, its in (tables or {}).items() if its == scheme]
         names += [HEAD_IN_TRANSFORMERS] if head in names and head != HEAD_IN_TRANSFORMERS else []
@@ -310,12 +313,37 @@ def config(
     }
 
 
-def note(quantization_config: Mapping[str, Any]) -> str | None:
-    """Return what has to be said about who can open a model that `config` describes so; None where all readers can."""
+def _targets(names: list[str]) -> list[str]:
+    """Return what a group of several says of its layers: their names, but one pattern for all experts.
+
+    By that pattern transformers finds the group that it unpacks the experts with.
+    """
+    others = [name for name in names if EXPERT not in name]
+    return others if len(others) == len(names) else [*others, EXPERTS]
+
+
+def _require_equal_experts(layers: Mapping[str, Scheme | None], inputs: Mapping[str, InputScheme | None]) -> None:
+    """Raise SchemeError if not all experts have one scheme: transformers unpacks all by that of one."""
+    found = {(scheme, inputs.get(name)): name for name, scheme in layers.items() if EXPERT in name}
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise SchemeError(
+            f"{one} and {other} are quantized in different ways: whoever opens the model stacks the experts, and takes "
+            "all for alike; let no rule tell experts apart"
+        )
+
+
+def note(quantization_config: Mapping[str, Any], *, experts: bool = False) -> str | None:
+    """Return what has to be said about who can open a model that `config` describes so; None where all readers can.
+
+    experts: whether the model has any.
+    """
     declared = quantization_config.get("format")
     groups = quantization_config["config_groups"].values()
     formats = {tuple(group["targets"]): group.get("format", declared) for group in groups}
     notes = [_outliers.NOTE] if _outliers.FORMAT in formats.values() else []
+    if experts and any(not group["weights"]["symmetric"] or group["input_activations"] for group in groups):
+        notes.append(NOTE_EXPERTS)
     return "; ".join((*notes, *_tables.notes(formats))) or None
 
 

@@ -57,7 +57,7 @@ FLOW: Flow = (
 class Model(llama.Model):
     """A Gemma 2 decoder; see `zeropoint.models.parts.Model`."""
 
-    flow = FLOW
+    stages = FLOW
     norms = NORMS
 
     @classmethod

@@ -27,7 +27,7 @@ DEFAULTS: Mapping[str, Any] = {
 class Model(llama.Model):
     """A Gemma 3 decoder; see `zeropoint.models.parts.Model`."""
 
-    flow = (replace(gemma2.FLOW[0], leave=qwen3.attend), *gemma2.FLOW[1:])
+    stages = (replace(gemma2.FLOW[0], leave=qwen3.attend), *gemma2.FLOW[1:])
     norms = (*gemma2.NORMS, "self_attn.q_norm", "self_attn.k_norm")
 
     @classmethod

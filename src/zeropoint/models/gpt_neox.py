@@ -62,7 +62,7 @@ FLOW: Flow = (
 class Model(llama.Model):
     """A GPT-NeoX decoder; see `zeropoint.models.parts.Model`."""
 
-    flow = FLOW
+    stages = FLOW
     ends = Ends("gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out")
 
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from zeropoint.errors import ArchitectureError
@@ -81,9 +82,13 @@ class Model:
 
     config: Config
     blocks: tuple[Config, ...] = ()
-    flow: ClassVar[Flow] = FLOW
+    stages: ClassVar[Flow] = FLOW
     norms: ClassVar[tuple[str, ...]] = NORMS
     ends: ClassVar[Ends] = Ends()
+
+    @cached_property
+    def flow(self) -> Flow:
+        return self.stages
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

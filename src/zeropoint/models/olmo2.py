@@ -39,7 +39,7 @@ FLOW: Flow = (
 class Model(llama.Model):
     """An OLMo 2 decoder; see `zeropoint.models.parts.Model`."""
 
-    flow = FLOW
+    stages = FLOW
     norms = ("post_attention_layernorm", "post_feedforward_layernorm", "self_attn.q_norm", "self_attn.k_norm")
 
     @classmethod

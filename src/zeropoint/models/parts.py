@@ -88,19 +88,38 @@ class Ops(Protocol):
     def softcap(self, x: Array, cap: float) -> Array:
         """Return cap * tanh(x / cap)."""
 
+    def route(self, x: Array, count: int, *, normalized: bool) -> Array:
+        """Return softmax(x) (batch, time, experts) with 0 for all but the `count` largest of each token.
+
+        normalized: those are divided by their sum.
+        """
+
+    def sent(self, x: Array, routes: Array, expert: int) -> Array:
+        """Return the rows of x (batch, time, features) that are sent to an expert: (1, tokens, features)."""
+
+    def add_sent(self, total: Array | None, y: Array, routes: Array, expert: int) -> Array:
+        """Return `total`, zeros where it is None, with y times its route added to the rows that were sent.
+
+        total: (batch, time, features). y: what the expert made of what `sent` returned.
+        """
+
 
 @dataclass(frozen=True)
 class State:
     """What lives between two stages of a block.
 
     x: the residual stream (batch, time, hidden). y: the input of the next stage where that is not a function of x.
-    waiting: what a stage further on adds to the stream; None where there is none.
+    waiting: what a stage further on adds to the stream; None where there is none. read, routes: between the experts of
+    a block what all of them read, and the weight of each expert for each token (batch, time, experts), 0 where the
+    token is not sent to it.
     """
 
     x: Array
     y: Array | None = None
     past: LayerCache | None = None
     waiting: Array | None = None
+    read: Array | None = None
+    routes: Array | None = None
 
 
 Rows = slice | list[int]
@@ -117,6 +136,8 @@ class Stage:
     residual: "reads" if the input is the RMS norm `fed_by` of the residual stream, "adds" if the output is added to the
     stream as it is, "apart" if neither it nor the arithmetic around it touches the stream. values: whether the input is
     attention over the outputs of `fed_by`, which mixes tokens and no features of a head.
+    router: the linears stay float, whatever is asked for. expert: which one this is part of; the input is that of the
+    tokens that are sent to it, (1, tokens, cols), and may be of none. of_all: returns it for all tokens.
     """
 
     linears: tuple[str, ...]
@@ -126,6 +147,13 @@ class Stage:
     residual: Literal["reads", "adds", "apart"] | None = None
     values: bool = False
     fed_rows: Callable[[Config], Rows] | None = None
+    router: bool = False
+    expert: int | None = None
+    of_all: Callable[[Block, State], Array] | None = None
+
+    def share(self, config: Config) -> float:
+        """Return the part of all tokens that goes through the stage, where each expert is sent as many."""
+        return 1.0 if self.expert is None else config.experts_per_token / config.experts
 
     def rows_of(self, config: Config) -> Rows:
         """Return the rows of `fed_by` that make the input, in the order of its columns."""
@@ -142,7 +170,8 @@ class Config:
     head_dim: features of one head. rope: None where positions are not told. window, attention_scale, attention_softcap:
     as `Ops.attention` has them. logit_softcap: as `Ops.softcap` has it; None for none. norm_offset: what is added to
     every stored gain. layer_norm: norms take the mean away, and have a bias. parallel: attention and MLP of a block
-    read the same stream. embedding_factor: what an embedded token is multiplied by.
+    read the same stream. embedding_factor: what an embedded token is multiplied by. experts: of a block; 0 for none.
+    experts_per_token: to which a token is sent; normalized_routes: their weights are divided by their sum.
     """
 
     model_type: str
@@ -168,6 +197,9 @@ class Config:
     layer_norm: bool = False
     parallel: bool = False
     embedding_factor: float = 1.0
+    experts: int = 0
+    experts_per_token: int = 0
+    normalized_routes: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,8 +267,11 @@ class Model(Protocol):
     """What a file in models/ provides."""
 
     config: Config
-    flow: Flow
     ends: Ends
+
+    @property
+    def flow(self) -> Flow:
+        """Return the stages of every block."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -306,6 +341,12 @@ def norm(ops: Ops, config: Config, weights: Mapping[str, Array], name: str, x: A
     if config.layer_norm:
         return ops.layer_norm(x, gain, weights[f"{name}.bias"], config.norm_eps)
     return ops.rms_norm(x, gain, config.norm_eps, config.norm_offset)
+
+
+def expert_names(model: Model) -> set[str]:
+    """Return the full names of the linears that only the tokens sent to them read."""
+    names = [name for stage in model.flow if stage.expert is not None for name in stage.linears]
+    return {f"{model.block_name(index)}.{name}" for index in range(model.config.layers) for name in names}
 
 
 # Two halves of a stage that most architectures share.

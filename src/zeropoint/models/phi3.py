@@ -59,7 +59,7 @@ FLOW: Flow = (
 class Model(llama.Model):
     """A Phi-3 decoder; see `zeropoint.models.parts.Model`."""
 
-    flow = FLOW
+    stages = FLOW
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

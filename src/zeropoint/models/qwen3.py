@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from zeropoint.models import llama, qwen2
-from zeropoint.models.parts import Array, Block, State
+from zeropoint.models.parts import Array, Block, Flow, State
 
 DEFAULTS: Mapping[str, Any] = {**qwen2.DEFAULTS, "head_dim": 128}
 
@@ -20,10 +20,13 @@ def attend(block: Block, state: State, outputs: tuple[Array, ...]) -> State:
     return llama.attend_heads(block, state, block.norm("self_attn.q_norm", q), block.norm("self_attn.k_norm", k), v)
 
 
+FLOW: Flow = (replace(llama.FLOW[0], leave=attend), *llama.FLOW[1:])
+
+
 class Model(llama.Model):
     """A Qwen3 decoder; see `zeropoint.models.parts.Model`."""
 
-    flow = (replace(llama.FLOW[0], leave=attend), *llama.FLOW[1:])
+    stages = FLOW
     norms = (*llama.NORMS, "self_attn.q_norm", "self_attn.k_norm")
 
     @classmethod

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -110,8 +110,8 @@ class _Slot:
         if self._state is not None:
             return self._state
         assert self._files is not None
-        found = {name: torch.from_numpy(np.load(file)) for name, file in self._files.items()}
-        return State(found["x"], found.get("y"), waiting=found.get("waiting"))
+        found: dict[str, Any] = {name: torch.from_numpy(np.load(file)) for name, file in self._files.items()}
+        return replace(State(found["x"]), **found)
 
     def hold(self, state: State) -> None:
         if self._state is not None and state.x is not self._state.x:
@@ -130,8 +130,8 @@ class _Slot:
 
 def _arrays(state: State) -> dict[str, Tensor]:
     """Return what lives between two stages, by the names of State."""
-    found = {"x": state.x, "y": state.y, "waiting": state.waiting}
-    return {name: array for name, array in found.items() if array is not None}
+    found = ((field.name, getattr(state, field.name)) for field in fields(state) if field.name != "past")
+    return {name: array for name, array in found if array is not None}
 
 
 def _bytes(state: State) -> int:

@@ -50,7 +50,13 @@ class Shadow:
 
 
 def drift(visit: Visit, shadow: Shadow) -> Drift:
-    """Return how far the stage's input is from the float model's: the mean of (x - x') x'^T over all texts."""
+    """Return how far the stage's input is from the float model's: the mean of (x - x') x'^T over all texts.
+
+    Nothing of an expert: the float model may send it other tokens.
+    """
+    if visit.stage.expert is not None:
+        cols = next(visit.inputs()).shape[-1]
+        return Drift(torch.zeros(cols, cols), 0)
     total, count = None, 0
     for moved, original in zip(visit.inputs(), shadow.inputs(visit.stage), strict=True):
         rows = moved.flatten(0, -2)  # (tokens, cols)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,32 +26,52 @@ from zeropoint.types import Stats
 
 @dataclass(frozen=True)
 class Visit:
-    """One stage of one block, just before its linears run. index: of the block, from 0."""
+    """One stage of one block, just before its linears run.
+
+    index: of the block, from 0. least_tokens: an expert that is sent fewer is observed with all of them.
+    """
 
     index: int
     stage: Stage
     block: Block
     activations: Activations
+    least_tokens: int = 0
+
+    @cached_property
+    def sent(self) -> int | None:
+        """How many tokens the stage's expert is sent; None for a stage that all of them go through."""
+        if self.stage.expert is None:
+            return None
+        return sum(int(self.stage.enter(self.block, state).shape[1]) for state in self.activations)
+
+    @property
+    def from_all(self) -> bool:
+        """Whether so few tokens are sent here that `inputs` are those of all."""
+        return self.sent is not None and self.sent < self.least_tokens
 
     def inputs(self) -> Iterator[Tensor]:
-        """Yield what the stage's linears read, batch by batch: float32 (batch, time, cols)."""
-        return (self.stage.enter(self.block, state) for state in self.activations)
+        """Yield what the stage's linears read, batch by batch: float32 (batch, time, cols), or (1, sent, cols)."""
+        enter = self.stage.of_all if self.from_all else self.stage.enter
+        assert enter is not None
+        return (enter(self.block, state) for state in self.activations)
 
 
-def walk(model: Model, load_block: Callable[[int], Block], activations: Activations) -> Iterator[Visit]:
+def walk(
+    model: Model, load_block: Callable[[int], Block], activations: Activations, *, least_tokens: int = 0
+) -> Iterator[Visit]:
     """Visit every stage of every block; after each visit run the stage over all activations.
 
     activations: the embedded texts; afterwards the outputs of the last block. load_block: returns block `index`; its
-    weights may be replaced during the visit.
+    weights may be replaced during the visit. least_tokens: as `Visit` has it.
     """
     for index in range(model.config.layers):
-        yield from visits(load_block(index), index, model.flow, activations)
+        yield from visits(load_block(index), index, model.flow, activations, least_tokens=least_tokens)
 
 
-def visits(block: Block, index: int, flow: Flow, activations: Activations) -> Iterator[Visit]:
+def visits(block: Block, index: int, flow: Flow, activations: Activations, *, least_tokens: int = 0) -> Iterator[Visit]:
     """Visit every stage of one block, in order, and run it over all activations, which are behind the block at last."""
     for stage in flow:
-        yield Visit(index, stage, block, activations)
+        yield Visit(index, stage, block, activations, least_tokens)
         activations.map(partial(_finish, block, index, stage, last=stage is flow[-1]))
 
 

@@ -42,6 +42,9 @@ ACTIVATION_BYTES = 2 << 30
 WEIGHT_COPIES = 3.25
 """Copies of a weight in float32 while it is rounded: itself, what is left to round or its errors, its codes."""
 
+UNEVEN = 2.0
+"""How many times its share an expert may be sent."""
+
 LOGIT_COPIES = 5.0
 """Copies of the logits of some tokens while two distributions are held against one another."""
 
@@ -260,8 +263,13 @@ class _Work:
         return options.batch * options.length * values * FLOAT_BYTES
 
     def _branch(self, stage: Stage) -> int:
-        """Return the features of what a stage reads, if that is kept beside the residual stream."""
-        return self._shape(stage, stage.linears[0])[1] if stage.enter is branch else 0
+        """Return the features of what is kept beside the residual stream in front of a stage."""
+        config = self.weights.model.config
+        y = self._shape(stage, stage.linears[0])[1] if stage.enter is branch else 0
+        if stage.expert is not None:  # what all experts read, the routes, and the sum; more tokens than is its share
+            return int(y * min(1.0, UNEVEN * stage.share(config))) + 2 * config.hidden_size + config.experts
+        behind_attention = stage in self.weights.model.flow[2:]
+        return y + (config.hidden_size if config.parallel and behind_attention else 0)
 
     def _batch_bytes(self) -> int:
         return max(self._stage_bytes(stage) for stage in self.weights.model.flow)

@@ -16,7 +16,7 @@ from zeropoint import _native
 from zeropoint.checkpoint.reader import TensorInfo, open_checkpoint
 from zeropoint.evaluation.results import Plan, PlanRow, PlanStage
 from zeropoint.evaluation.size import size_of
-from zeropoint.models.parts import outer_tensors
+from zeropoint.models.parts import expert_names, outer_tensors
 from zeropoint.planning import schemes
 from zeropoint.planning.memory import Memory, plan_memory
 from zeropoint.planning.output import planned_size, planned_tensors
@@ -82,9 +82,9 @@ def prepare(weights: Weights, recipe: Recipe) -> Prepared:
     """Return what a recipe makes of a model. Raises: InputError, as `plan`."""
     plans, file_format = schemes.planned(weights, recipe)
     tables = schemes.table_schemes(weights, recipe, file_format)
-    note = file_format.note(
-        file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables, head=weights.model.ends.head)
-    )
+    model = weights.model
+    config = file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables, head=model.ends.head)
+    note = file_format.note(config, experts=model.config.experts > 0)
     return Prepared(weights, recipe, plans, tables, file_format, note)
 
 
@@ -121,6 +121,9 @@ def describe(
 
         stages = tuple(PlanStage(stage=s, seconds=t) for s, t in seconds_by_stage(weights, recipe, plans, bench_s))
         bandwidth = _native.Pool(threads or _native.usable_cores()).stream(STREAM_BYTES, STREAM_TRIES)
+    config, experts = weights.model.config, expert_names(weights.model)
+    expert_bytes = sum(info.size_bytes for name, info in tensors.items() if name.rpartition(".")[0] in experts)
+    unread = expert_bytes * (config.experts - config.experts_per_token) // max(1, config.experts)
     beside_bytes = 2 * memory.state_bytes + memory.spilled_bytes
     return Plan(
         zeropoint=zeropoint.__version__,
@@ -139,7 +142,7 @@ def describe(
         disk_bytes=size.total_bytes + max(beside_bytes, min(SHARD_BYTES, size.total_bytes)),
         stages=stages,
         elapsed_s=sum(stage.seconds for stage in stages) if stages else None,
-        token_bytes=size.total_bytes - size.overhead_bytes - (size.embedding_bytes if apart else 0),
+        token_bytes=size.total_bytes - size.overhead_bytes - (size.embedding_bytes if apart else 0) - unread,
         bandwidth_bytes_per_s=bandwidth,
         loads=prepared.note or LOADS,
         notes=tuple(_notes(prepared)),
@@ -184,6 +187,8 @@ def _rows(prepared: Prepared, tensors: Mapping[str, TensorInfo]) -> Iterator[Pla
 
 
 def _why_float(name: str, layer: str, prepared: Prepared, *, used: bool) -> str:
+    if layer in schemes.routers(prepared.weights.model):
+        return "a router"
     if layer in prepared.plans and name != layer:
         return "keep_float in a rule of the recipe"
     if any(layer == table.name for table in prepared.weights.tables):

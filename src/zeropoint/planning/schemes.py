@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Literal, TypeAlias
 
 from zeropoint import find
 from zeropoint.errors import InputError, RecipeError, SchemeError
-from zeropoint.models.parts import linear_names
+from zeropoint.models.parts import Model, linear_names
 from zeropoint.recipe import Choice, LayerPlan, Recipe, resolve
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import InputScheme, Scheme, divisors
@@ -31,6 +31,7 @@ def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
     a scheme that the format cannot store, with the name of the linear.
     """
     plans = _without_bias(weights, resolve(recipe, linear_names(weights.model)))
+    plans = {**plans, **dict.fromkeys(routers(weights.model))}
     file_format = find.load("formats", recipe.format, error=RecipeError)
     if weights.is_quantized:
         raise InputError(
@@ -43,6 +44,12 @@ def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
             if reason is not None:
                 raise SchemeError(f"{name}: {reason}")
     return plans, file_format
+
+
+def routers(model: Model) -> Iterator[str]:
+    """Yield the linears that stay float in every recipe: a token that is sent elsewhere is lost whole."""
+    names = [name for stage in model.flow if stage.router for name in stage.linears]
+    yield from (f"{model.block_name(index)}.{name}" for index in range(model.config.layers) for name in names)
 
 
 def schemes_of(plans: Plans) -> dict[str, Scheme | None]:

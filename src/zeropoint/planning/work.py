@@ -48,7 +48,9 @@ def _stages(weights: Weights, recipe: Recipe, plans: Plans, rates: Rates) -> Ite
     model, options = weights.model, recipe.calibration
     config = model.config
     shapes = {name: weights.checkpoint.tensors[f"{name}.weight"].shape for name in linear_names(model)}
-    every = sum(math.prod(shape) for shape in shapes.values())
+    block = model.block_name(0)
+    of_block = [(stage, [shapes[f"{block}.{name}"] for name in stage.linears]) for stage in model.flow]
+    every = config.layers * sum(stage.share(config) * sum(map(math.prod, its)) for stage, its in of_block)
     count = sum(math.prod(shape) for name, shape in shapes.items() if plans[name] is not None)
     statistics = needed(plans)
     tokens = options.samples * options.length
@@ -61,9 +63,8 @@ def _stages(weights: Weights, recipe: Recipe, plans: Plans, rates: Rates) -> Ite
         attention = 2 * config.layers * config.heads * config.head_dim * options.length  # half of what a token sees
         return tokens_ * (2 * every + attention) * rates[PRODUCT]
 
-    block = model.block_name(0)
-    columns = [shapes[f"{block}.{stage.linears[0]}"][1] for stage in model.flow]
-    moment_s = tokens * config.layers * sum(cols**2 for cols in columns) * rates[PRODUCT]
+    squares = sum(stage.share(config) * its[0][1] ** 2 for stage, its in of_block if not stage.router)
+    moment_s = tokens * config.layers * squares * rates[PRODUCT]
     products_s = config.layers * sum(_products(stage, shapes, block) for stage in model.flow) * rates[PRODUCT]
     for choice in recipe.transforms:
         trial_s = forward_s(WINDOWS * options.length) + count * rates[TRIAL]

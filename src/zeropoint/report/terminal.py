@@ -132,6 +132,7 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
     parts += _named_fallbacks(
         f"dynamic instead of static in {len(dynamic):,} of {len(result.layers):,} layers:", dynamic
     )
+    parts += _experts(result)
     many = [
         f"{row.name}: {row.outlier_columns:,} of {row.shape[1]:,}"
         for row in result.layers
@@ -261,6 +262,16 @@ def _have_outliers(rows: Sequence[LayerRow] | Sequence[TensorRow]) -> list[str]:
 
 def _count(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
+
+
+def _experts(result: QuantizeResult) -> list[RenderableType]:
+    """Return how many of the calibration's tokens the experts were sent, and which were sent too few."""
+    sent = [row.sent_tokens for row in result.layers if row.sent_tokens is not None]
+    if not sent:
+        return []
+    text = f"tokens sent to an expert: {min(sent):,} at least, {median(sent):,.0f} in the middle, {max(sent):,} at most"
+    few = [f"{row.name}: {row.sent_tokens:,}" for row in result.layers if row.from_all]
+    return [Text(text), *_named_fallbacks(f"calibrated from all tokens, being sent few, {len(few):,} layers:", few)]
 
 
 def _named_fallbacks(title: str, fallbacks: Sequence[str]) -> list[RenderableType]:

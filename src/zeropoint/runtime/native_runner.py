@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zeropoint import _native, heap
 from zeropoint.checkpoint.reader import as_float32
 from zeropoint.errors import InputError, InternalError
-from zeropoint.models.parts import Block, Config, last_norm
+from zeropoint.models.parts import Block, Config, expert_names, last_norm
 from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
 from zeropoint.runtime.weights import Weights
@@ -77,8 +77,10 @@ class NativeRunner:
         heap.give_back()
         self.weight_bytes = loader.bytes
         """Memory that the weights take."""
-        self.token_bytes = loader.bytes - loader.looked_up_bytes
-        """Bytes of weights that are read for each token: all but an embedding that is no head too."""
+        config = self._config
+        unread = loader.expert_bytes * (config.experts - config.experts_per_token) // max(1, config.experts)
+        self.token_bytes = loader.bytes - loader.looked_up_bytes - unread
+        """Bytes of weights that are read for each token: its own experts, no embedding that is not the head."""
         self.expanded = tuple(loader.expanded)
         """Linears whose groups the kernels cannot run, which are held as float32 instead."""
         if self.expanded:
@@ -199,7 +201,8 @@ class _Loader:
         self._checkpoint = weights.checkpoint
         self._pool = pool
         self.bytes = 0
-        self.looked_up_bytes = 0
+        self.looked_up_bytes = self.expert_bytes = 0
+        self._experts = expert_names(weights.model)
         self.expanded: list[str] = []
 
     def block(self, index: int) -> dict[str, Any]:
@@ -209,7 +212,9 @@ class _Loader:
         for full in self._weights.model.block_tensors(index):
             name = full.removesuffix(".weight")
             is_linear = full.endswith(".weight") and name in self._weights.schemes
+            before = self.bytes
             found[full.removeprefix(prefix)] = self.linear(name) if is_linear else self.vector(full)
+            self.expert_bytes += self.bytes - before if name in self._experts else 0
         return found
 
     def vector(self, name: str) -> NDArray[np.float32]:

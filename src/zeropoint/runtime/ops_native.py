@@ -25,17 +25,39 @@ from zeropoint.errors import ArchitectureError
 from zeropoint.models.rope import Rope
 from zeropoint.types import InputParams, RunActivations
 
-Kind = Literal["embed", "norm", "linear", "rope", "attention", "gated", "activate", "add", "softcap", "slice"]
+Kind = Literal[
+    "embed",
+    "norm",
+    "linear",
+    "rope",
+    "attention",
+    "gated",
+    "activate",
+    "add",
+    "softcap",
+    "slice",
+    "route",
+    "sent",
+    "zeros",
+    "add_sent",
+]
+FOR_ALL = -1
+"""In the place of an expert: steps that run for all tokens."""
+
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")  # in the order of native/kernels.h
 
 
 @dataclass(frozen=True)
 class Value:
-    """An activation, float32 (tokens, width), that some operation makes. heads: set where it is seen as heads."""
+    """An activation, float32 (tokens, width), that some operation makes.
+
+    heads: set where it is seen as heads. expert: set where it has rows for those tokens only that were sent to it.
+    """
 
     index: int
     width: int
     heads: int | None = None
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,8 +199,25 @@ class NativeOps:
         """Record cap * tanh(x / cap)."""
         return self._record("softcap", (x,), x.width, cap=cap)
 
+    def route(self, x: Value, count: int, *, normalized: bool) -> Value:
+        """Record to which experts each token is sent, and with which weights."""
+        return self._record("route", (x,), x.width, chosen=count, normalized=normalized)
+
+    def sent(self, x: Value, routes: Value, expert: int) -> Value:
+        """Record the copy of the rows that are sent to an expert."""
+        out = self._record("sent", (x, routes), x.width, expert=expert)
+        return Value(out.index, out.width, expert=expert)
+
+    def add_sent(self, total: Value | None, y: Value, routes: Value, expert: int) -> Value:
+        """Record that what an expert made is added, weighed, to the rows it was sent."""
+        if total is None:
+            total = self._record("zeros", (), y.width)
+        out = self._record("add_sent", (total, y, routes), y.width)
+        return Value(out.index, out.width)
+
     def _record(self, kind: Kind, inputs: tuple[Value, ...], width: int, **detail: Any) -> Value:
-        out = Value(len(self.operations), width)
+        expert = next((value.expert for value in inputs if value.expert is not None), None)
+        out = Value(len(self.operations), width, expert=expert)
         self.operations.append(Operation(kind, inputs, out, detail))
         return out
 
@@ -220,6 +259,8 @@ class _Compiler:
     def _emit(self, at: int) -> int:
         """Emit the step that begins with operation `at`; return the index of the next operation."""
         operation = self._operations[at]
+        expert = operation.detail.get("expert", operation.out.expert)
+        self.program.set_expert(FOR_ALL if expert is None else expert)
         if operation.kind == "linear":
             return self._emit_linears(at)
         emit = getattr(self, f"_emit_{operation.kind}")
@@ -278,6 +319,23 @@ class _Compiler:
         (x,) = operation.inputs
         self._take_over(at, x, operation.out)
         self.program.softcap(self._slots[operation.out.index], operation.detail["cap"])
+
+    def _emit_route(self, at: int, operation: Operation) -> None:
+        source, detail = self._slots[operation.inputs[0].index], operation.detail
+        self.program.route(source, self._new(operation.out), detail["chosen"], detail["normalized"])
+
+    def _emit_sent(self, at: int, operation: Operation) -> None:
+        source = self._slots[operation.inputs[0].index]
+        self.program.send(source, self._new(operation.out))
+
+    def _emit_zeros(self, at: int, operation: Operation) -> None:
+        self.program.clear(self._new(operation.out))
+
+    def _emit_add_sent(self, at: int, operation: Operation) -> None:
+        total, y, routes = operation.inputs
+        slots = self._slots[y.index], self._slots[routes.index]
+        self._take_over(at, total, operation.out)
+        self.program.collect(*slots, self._slots[operation.out.index])
 
     def _emit_linears(self, at: int) -> int:
         """Emit the linears from `at` on that read the same value; with the addition that follows a single one."""

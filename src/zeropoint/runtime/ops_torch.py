@@ -78,7 +78,7 @@ class TorchOps:
         rows = x.reshape(-1, x.shape[-1])
         rows = (rows if weight.input is None else round_input(rows, weight.input)).to(self.dtype)
         y = rows @ weight.values if bias is None else torch.addmm(bias.to(self.dtype), rows, weight.values)
-        return y.float().view(*x.shape[:-1], -1)
+        return y.float().view(*x.shape[:-1], y.shape[-1])
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float, offset: float = 0.0) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), gain.float() + offset if offset else gain.float(), eps)
@@ -133,6 +133,21 @@ class TorchOps:
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return x.div_(cap).tanh_().mul_(cap)
 
+    def route(self, x: Tensor, count: int, *, normalized: bool) -> Tensor:
+        weights, chosen = torch.topk(torch.softmax(x, dim=-1), count, dim=-1)
+        if normalized:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return torch.zeros_like(x).scatter(-1, chosen, weights)
+
+    def sent(self, x: Tensor, routes: Tensor, expert: int) -> Tensor:
+        return x.flatten(0, 1)[_tokens_of(routes, expert)][None]
+
+    def add_sent(self, total: Tensor | None, y: Tensor, routes: Tensor, expert: int) -> Tensor:
+        tokens = _tokens_of(routes, expert)
+        weighed = y[0] * routes.flatten(0, 1)[tokens, expert, None]
+        rows = y.new_zeros(routes[..., 0].numel(), y.shape[-1]) if total is None else total.flatten(0, 1)
+        return rows.index_add(0, tokens, weighed).view(*routes.shape[:2], -1)
+
 
 class DifferentiableOps(TorchOps):
     """The same in float32, for gradients: weights are plain (rows, cols), nothing is overwritten, nothing rounded."""
@@ -178,6 +193,11 @@ class DifferentiableOps(TorchOps):
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         return torch.tanh(x / cap) * cap
+
+
+def _tokens_of(routes: Tensor, expert: int) -> Tensor:
+    """Return the numbers of the tokens, over all sequences, that are sent to an expert."""
+    return routes[..., expert].flatten().nonzero()[:, 0]
 
 
 def _mask(time: int, total: int, window: int | None) -> Tensor | None:
