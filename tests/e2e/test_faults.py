@@ -49,6 +49,11 @@ def test_a_disk_that_fails_once_is_named_and_nothing_wrong_is_left(runs: Runs, c
     assert found["lost"] <= 1
 
 
+def test_a_disk_that_fails_at_the_very_end_costs_nothing(runs: Runs) -> None:
+    found = runs.disturb(call="read", at=runs.calls_of("read"), kind="fail", error=errno.EIO)
+    assert (found["error"], found["finished"], found["lost"]) == ("OutputError", 3, 0)
+
+
 def test_a_write_that_is_cut_short_is_gone_on_with(runs: Runs) -> None:
     found = runs.disturb(call="write", at=runs.calls_of("write") // 2, kind="short")
     assert found["resumed"] == 0

@@ -195,8 +195,8 @@ class Writer:
     def commit(self) -> None:
         """Bring everything to the disk, compare the headers with what was added, and give the folder its name.
 
-        Raises: InternalError if what is in the files is not what was added; OutputError if another run has written the
-        output in the meantime.
+        Raises: InternalError if what is in the files is not what was added; OutputError if they cannot be read, or if
+        another run has written the output in the meantime.
         """
         self._verify()
         with output_errors(self.output):
@@ -351,7 +351,9 @@ class Writer:
             for file in sorted(files):
                 found |= read_header(self.folder / file)
         except CheckpointError as error:
-            raise InternalError(f"{self.output}: what was written cannot be read: {error}") from error
+            # a disk that does not read may do it the next time: what is done is kept
+            kind = OutputError if isinstance(error.__cause__, OSError) else InternalError
+            raise kind(f"{self.output}: what was written cannot be read: {error}") from error
         for name in found.keys() | self._parts.keys():
             here, added = found.get(name), self._parts.get(name)
             if here is None or added is None or (here.dtype, here.shape) != (added.dtype, added.shape):
