@@ -134,6 +134,7 @@ def quantize(
                 schemes.inputs_of(plans) | steps.inputs,
                 tables,
                 head=weights.model.ends.head,
+                part=weights.model.part,
             ),
         )
         writer.finish(config if outer is None else config | outer.config())

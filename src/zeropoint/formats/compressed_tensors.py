@@ -253,6 +253,7 @@ def config(
     tables: Mapping[str, Scheme] | None = None,
     *,
     head: str = "lm_head",
+    part: str | None = None,
 ) -> dict[str, Any]:
     """Return the `quantization_config` of config.json, as the compressed-tensors package would write it or refuse it.
 
@@ -262,7 +263,7 @@ def config(
     parts, so that a group for "Linear" would take layers of the other groups.
     inputs: how the input of each quantized linear is rounded; None, or no entry, where it stays float.
     tables: embedding and head that are integers, by all their full names, also the second name of a tied one.
-    head: the full name of the head.
+    head: the full name of the head. part: of the model, in which all layers are; None for the whole.
     Raises: SchemeError if no layer and no table has a scheme, or if a layer with packed zero points stands beside
         another scheme, or has quantized inputs.
     """
@@ -286,7 +287,7 @@ def config(
                 "make every scheme symmetric, or use one scheme"
             )
     _require_equal_experts(layers, inputs or {})
-    targets = {key: ["Linear"] if len(groups) == 1 else _targets(names) for key, names in groups.items()}
+    targets = {key: _targets(names, alone=len(groups) == 1, part=part) for key, names in groups.items()}
     written = [_group(*key, targets[key], _declared_format(*key)) for key in groups]
     for scheme in dict.fromkeys((tables or {}).values()):
         names = [name for name, its in (tables or {}).items() if its == scheme]
@@ -313,11 +314,19 @@ def config(
     }
 
 
-def _targets(names: list[str]) -> list[str]:
-    """Return what a group of several says of its layers: their names, but one pattern for all experts.
+def _targets(names: list[str], *, alone: bool, part: str | None) -> list[str]:
+    """Return what a group says of its layers: their class, or beside other groups their names.
 
-    By that pattern transformers finds the group that it unpacks the experts with.
+    All experts are one pattern: by it transformers finds the group that it unpacks them with. Of a part of the model
+    the class would say too much, and names too little: what stands before the part is not called alike everywhere.
     """
+    if part is not None and alone:
+        return [f"re:.*{part}[.].*[.]({'|'.join(sorted({name.rpartition('.')[2] for name in names}))})$"]
+    if part is not None:
+        local = {name.partition(f"{part}.")[2].removeprefix("model.").replace(".", "[.]") for name in names}
+        return [f"re:.*{part}[.].*{name}$" for name in sorted(local)]
+    if alone:
+        return ["Linear"]
     others = [name for name in names if EXPERT not in name]
     return others if len(others) == len(names) else [*others, EXPERTS]
 

@@ -85,6 +85,7 @@ class Model:
     stages: ClassVar[Flow] = FLOW
     norms: ClassVar[tuple[str, ...]] = NORMS
     ends: ClassVar[Ends] = Ends()
+    part: ClassVar[str | None] = None
 
     @cached_property
     def flow(self) -> Flow:

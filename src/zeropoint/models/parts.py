@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 from zeropoint.models.rope import Rope
 
@@ -264,18 +264,27 @@ class Ends:
 
 
 class Model(Protocol):
-    """What a file in models/ provides."""
+    """What the class Model of a file in models/ provides.
 
-    config: Config
-    ends: Ends
+    It is made by `from_config(config)`, of the content of config.json, which raises ArchitectureError for a value that
+    would change the result and is not covered.
+    """
+
+    @property
+    def config(self) -> Config:
+        """The numbers of the model."""
+
+    @property
+    def ends(self) -> Ends:
+        """What is outside the blocks."""
+
+    @property
+    def part(self) -> str | None:
+        """Return what the part of a larger model is called that this is, in the names of its tensors; else None."""
 
     @property
     def flow(self) -> Flow:
         """Return the stages of every block."""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read config.json; ArchitectureError for a value that would change the result and is not covered."""
 
     def config_of(self, index: int) -> Config:
         """Return the config of one block."""

@@ -83,7 +83,8 @@ def prepare(weights: Weights, recipe: Recipe) -> Prepared:
     plans, file_format = schemes.planned(weights, recipe)
     tables = schemes.table_schemes(weights, recipe, file_format)
     model = weights.model
-    config = file_format.config(schemes.schemes_of(plans), schemes.inputs_of(plans), tables, head=model.ends.head)
+    planned, inputs = schemes.schemes_of(plans), schemes.inputs_of(plans)
+    config = file_format.config(planned, inputs, tables, head=model.ends.head, part=model.part)
     note = file_format.note(config, experts=model.config.experts > 0)
     return Prepared(weights, recipe, plans, tables, file_format, note)
 

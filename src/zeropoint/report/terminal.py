@@ -13,6 +13,7 @@ shown as text, never as markup, and without control characters.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -48,6 +49,7 @@ VERDICT_STYLES: dict[Verdict, str] = {
     "INCONCLUSIVE": "bold yellow",
 }
 WORST = "bold yellow"
+NAMES_SHOWN = 4
 FALLBACKS_SHOWN = 10
 MANY_OUTLIERS = 0.1
 """Above this share of the columns outliers are no exceptions any more, and the threshold is low."""
@@ -153,8 +155,7 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         others = "" if corrected == len(result.layers) else "; the others have none"
         parts.append(Text(f"biases corrected in {corrected:,} of {len(result.layers):,} layers{others}"))
     if result.skipped:
-        names = ", ".join(map(_plain, result.skipped))
-        parts.append(Text(f"copied, though the architecture does not use them: {names}", style=WORST))
+        parts.append(Text(f"copied as they are, being no part of the text model: {_shortened(result.skipped)}"))
     for note in (result.format_note, result.transform_note):
         if note is not None:
             parts.append(Text(_plain(note), style=WORST))
@@ -262,6 +263,14 @@ def _have_outliers(rows: Sequence[LayerRow] | Sequence[TensorRow]) -> list[str]:
 
 def _count(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """Return names of tensors, or where they are many how many there are under the first parts of their names."""
+    if len(names) <= NAMES_SHOWN:
+        return ", ".join(map(_plain, names))
+    counts = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{count:,} of {_plain(part)}" for part, count in counts.most_common())
 
 
 def _experts(result: QuantizeResult) -> list[RenderableType]:

@@ -36,7 +36,7 @@ class Weights:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.model: Model = load_model(checkpoint.config)
+        self.model: Model = load_model(checkpoint.config, checkpoint.tensors)
         if self.model.config.layers > len(checkpoint.tensors):  # before a name for each of them is made
             raise CheckpointError(
                 f"{checkpoint.path}: num_hidden_layers is {self.model.config.layers}, and there are "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zeropoint import find
 from zeropoint.errors import ArchitectureError
 from zeropoint.models import load_model
 
@@ -75,10 +73,3 @@ def test_a_value_that_is_not_covered_is_refused_by_its_key(
     load_model({**SIZES, "model_type": model_type})
     with pytest.raises(ArchitectureError, match=message):
         load_model({**SIZES, "model_type": model_type, **changes})
-
-
-@pytest.mark.parametrize("name", find.names("models"))
-def test_every_architecture_has_its_line_in_the_table(name: str) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
-    assert len(rows) == 1

@@ -202,9 +202,13 @@ def test_fallbacks_of_an_evaluated_model_are_named_too() -> None:
 
 
 def test_copied_tensors_that_nothing_uses_are_named() -> None:
-    assert "does not use" not in shown(quantized(quantization()))
-    assert "does not use them: vision.patch" in " ".join(
+    assert "copied as they are" not in shown(quantized(quantization()))
+    assert "being no part of the text model: vision.patch" in " ".join(
         shown(quantized(quantization(skipped=("vision.patch",)))).split()
+    )
+    many = (*(f"model.vision.layers.{i}" for i in range(20)), "model.projector.weight")
+    assert "text model: 20 of model.vision, 1 of model.projector" in " ".join(
+        shown(quantized(quantization(skipped=many))).split()
     )
 
 
