@@ -144,6 +144,10 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     },
+    "starcoder2": {
+        "no bias": {"use_bias": False},
+        "window, untied": {"sliding_window": 33, "tie_word_embeddings": False},
+    },
 }
 """By model_type, then by what a variant is about. Windows are shorter than the texts of the tests, 90 tokens."""
 
