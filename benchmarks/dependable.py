@@ -5,7 +5,7 @@
 kills    quantize is killed at evenly spread calls to the system and at random moments, and then started again
 faults   each write, fsync, rename, ... of a run fails once, with EIO and with ENOSPC; then it is started again
 large    the shape of Llama 3.1 8B, random weights in bfloat16, by GPTQ within --max-memory; ended after some blocks
-plans    peak memory, size and time of a plan against those of the run, on three models
+plans    peak memory, size and time of a plan against those of the run, on three models, one of them with experts
 
 A run is wrong if its output is there and is not, byte for byte, what an undisturbed run makes; unfinished if the same
 call does not end in that output; lost are the blocks that it had finished and did again. Peaks are VmHWM of the process
@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from architectures import make
 from faults.runs import Runs
 from origin import origin
 from random_model import Shape, write_llama
@@ -38,6 +39,16 @@ from tiny import make_llama
 
 LLAMA_8B = Shape(hidden=4096, layers=32, heads=32, kv_heads=8, intermediate=14336, vocab=128256)
 MIDDLE = Shape(hidden=1024, layers=8, heads=16, kv_heads=4, intermediate=2816, vocab=32000)
+MIXTURE = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_local_experts": 8,
+    "vocab_size": 16000,
+    "max_position_embeddings": 2048,
+}
 RECIPE = ("w4a16", ["calibration.samples=8", "calibration.length=32", "weights.group_size=32"])
 CALLS = ("write", "fsync", "rename", "unlink", "mkdir", "open", "ftruncate", "read", "mmap")
 RANDOM = ["--set", "calibration.tokens=random"]
@@ -179,13 +190,15 @@ def large(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def plans(folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    middle = write_llama(folder / "middle", MIDDLE)
+    middle, mixture = write_llama(folder / "middle", MIDDLE), folder / "mixture"
+    make(mixture, "mixtral", "plain", **MIXTURE)
     asked = [
         ("real", arguments.model, []),
         ("real, effort 1", arguments.model, ["--effort", "1"]),
         ("random, 1024 wide", middle, [*RANDOM, "--set", "calibration.samples=64"]),
-        ("real, 3 bits asymmetric, texts on disk", arguments.model, ["-r", "w3a16", "--max-memory", "1GB"]),
-        ("random, 8 bits to nearest", middle, ["-r", "w8a16"]),
+        ("real, 3 bits, texts on disk", arguments.model, ["-r", "w3a16", "--max-memory", "1GB"]),
+        ("mixture of 8 experts", mixture, [*RANDOM, "--set", "calibration.samples=64"]),
+        ("mixture, 8 bits to nearest", mixture, ["-r", "w8a16", "--effort", "0"]),
     ]
     rows = []
     print(f"{'':>40}{'peak':>8}{'size':>8}{'time':>8}   real / planned")
