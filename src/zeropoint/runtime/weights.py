@@ -37,10 +37,12 @@ class Weights:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.model: Model = load_model(checkpoint.config, checkpoint.tensors)
-        if self.model.config.layers > len(checkpoint.tensors):  # before a name for each of them is made
+        config, count = self.model.config, len(checkpoint.tensors)
+        if config.layers * max(1, config.experts) > count:  # before a name for each of them is made
+            experts = f" of {config.experts} experts each" if config.experts else ""
             raise CheckpointError(
-                f"{checkpoint.path}: num_hidden_layers is {self.model.config.layers}, and there are "
-                f"{len(checkpoint.tensors)} tensors; config.json belongs to another model"
+                f"{checkpoint.path}: num_hidden_layers is {config.layers}{experts}, and there are {count} tensors; "
+                "config.json belongs to another model"
             )
         self._format: Any = None
         self.schemes: Mapping[str, Scheme | None] = dict.fromkeys(linear_names(self.model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 import zeropoint
 from architectures import make
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.errors import SchemeError
+from zeropoint.errors import CheckpointError, SchemeError
 from zeropoint.evaluation.results import QuantizeResult
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.walk import observe, run_blocks, walk
@@ -148,6 +149,14 @@ def test_experts_that_differ_are_refused_and_others_may(folder: Path) -> None:
         quantized(folder, 'rules=[{layers=["*.experts.0.*"], keep_float=true}]')
     done = quantized(folder, 'rules=[{layers=["*self_attn*"], weights={bits=8}}]')
     assert {row.scheme for row in done.layers if ".experts." not in row.name} == {"int8 g16 sym"}
+
+
+def test_more_experts_than_tensors_are_refused_before_they_are_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    key = "num_experts" if "num_experts" in config else "num_local_experts"
+    (folder / "config.json").write_text(json.dumps({**config, key: 4096}))
+    with pytest.raises(CheckpointError, match="num_hidden_layers is 2 of 4096 experts each, and there are"):
+        Weights(open_checkpoint(folder))
 
 
 def test_zero_points_of_experts_are_noted_before(folder: Path) -> None:
