@@ -2,6 +2,7 @@
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
 # make check-all   the rest too: kernels under the sanitizers, slow tests, hostile files by coverage, the demo
 # make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
+# make engines     the demo model in transformers and llama.cpp, each in an environment of its own
 # make clean       remove what make made, but for the downloaded model
 
 PYTHON ?= python3
@@ -12,7 +13,12 @@ CASES ?= 1000000
 FIRST ?= 0
 SEED ?= 0
 
-.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage clean
+# The demo model, which examples/demo.py fetches, and what is made of it here.
+DEMO_MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
+Q4_0 := .out/SmolLM2-135M-q4_0
+LLAMA := .engines/llama.cpp
+
+.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage engines clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -51,10 +57,21 @@ fuzz-coverage: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(sed -n 's/^fuzz = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	PYTHONPATH=tests $(BIN)/python -m fuzz.coverage --seconds 120
 
+$(LLAMA)/.installed: constraints.txt
+	$(PYTHON) -m venv $(LLAMA)
+	$(LLAMA)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt cyllama numpy
+	touch $@
+
+engines: demo $(LLAMA)/.installed
+	$(BIN)/zeropoint quantize $(DEMO_MODEL) --output $(Q4_0) --recipe gguf_q4_0 --effort 0 --overwrite
+	$(BIN)/zeropoint verify $(Q4_0) --with transformers
+	$(BIN)/zeropoint export $(Q4_0) --format gguf --output $(Q4_0).gguf --overwrite
+	$(BIN)/zeropoint verify $(Q4_0).gguf --with llama.cpp --python llama.cpp=$(LLAMA)/bin/python
+
 check-all: test kernels-sanitized fuzz-coverage
 	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600
-	$(BIN)/python examples/demo.py
+	$(MAKE) engines
 
 clean:
-	rm -rf .venv .out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .engines .out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -107,6 +107,11 @@ def verify(
     )
 
 
+def is_recorded(path: str | Path) -> bool:
+    """Say whether `quantize` has made a folder, and so it can be verified."""
+    return (Path(path) / MANIFEST).exists()
+
+
 def verify_apart(folder: Path, *, max_memory_bytes: int | None = None) -> Verification:
     """Return what `verify` says in a fresh process.
 
@@ -158,20 +163,20 @@ def probe_of(tokens: Sequence[int], logits: NDArray[np.float32], likeliest: int 
 
     logits: float32 (tokens, vocabulary).
     """
-    logprobs = _logprobs(logits)
-    ids = np.argsort(-logprobs, axis=1, kind="stable")[:, :likeliest]
-    values = np.take_along_axis(logprobs, ids, axis=1)
+    found = logprobs(logits)
+    ids = np.argsort(-found, axis=1, kind="stable")[:, :likeliest]
+    values = np.take_along_axis(found, ids, axis=1)
     return Probe(
         tokens=tuple(tokens),
         ids=tuple(tuple(row) for row in ids.tolist()),
         logprobs=tuple(tuple(row) for row in values.tolist()),
-        spread=float(logprobs.std()),
+        spread=float(found.std()),
     )
 
 
 def spread(probe: Probe, logits: NDArray[np.float32]) -> float:
     """Return how far logits (tokens, vocabulary) are from those of a probe, relative to their spread; or infinity."""
-    found = np.take_along_axis(_logprobs(logits), np.array(probe.ids), axis=1)
+    found = np.take_along_axis(logprobs(logits), np.array(probe.ids), axis=1)
     difference = float(np.sqrt(np.mean((found - np.array(probe.logprobs)) ** 2))) / max(probe.spread, 1e-6)
     return difference if math.isfinite(difference) else math.inf
 
@@ -188,7 +193,8 @@ def _require_probe(probe: Probe, vocab_size: int) -> None:
         raise CheckpointError(f"the probe in {MANIFEST} is none of a model with {vocab_size} tokens; it was changed")
 
 
-def _logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def logprobs(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return log-probabilities (tokens, vocabulary)."""
     centred = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     found: NDArray[np.float64] = centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
     return found
@@ -231,13 +237,14 @@ def _logits(weights: Weights, tokens: Sequence[int], memory_bytes: int) -> NDArr
     if not fits or any(
         weights.inputs.values()
     ):  # one value on the other side of a step, and all tokens behind it differ
-        return _logits_by_block(weights, tokens)
+        return logits_by_block(weights, tokens)
     from zeropoint.runtime.native_runner import NativeRunner
 
     return NativeRunner(weights, activations="float", embeddings="stored", cache="float32").logits(tokens)
 
 
-def _logits_by_block(weights: Weights, tokens: Sequence[int]) -> NDArray[np.float32]:
+def logits_by_block(weights: Weights, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """Return logits (tokens, vocabulary) in float32, with one block in memory at a time."""
     import torch
 
     from zeropoint.runtime.ops_torch import TorchOps
@@ -263,7 +270,7 @@ def _agreement(weights: Weights, reference: Weights, manifest: Manifest, memory_
         )
     text = Path(bundled_text("judge")).read_text(encoding="utf-8")
     tokens = load_tokenizer(reference.checkpoint).encode(text[: 8 * TEXT_TOKENS])[:TEXT_TOKENS]
-    wanted, found = (_logprobs(_logits(each, tokens, memory_bytes)) for each in (reference, weights))
+    wanted, found = (logprobs(_logits(each, tokens, memory_bytes)) for each in (reference, weights))
     kl = np.sum(np.exp(wanted) * (wanted - found), axis=1)
     return Agreement(
         made_from_it=same,

@@ -50,6 +50,7 @@ ORDER = (
     "blocks",
     "embeddings",
     "verification",
+    "engines",
     "steps",
     "pipeline",
     "comparison",

@@ -281,6 +281,31 @@ class Agreement(Result, frozen=True, kw_only=True):
     top1: float
 
 
+class EngineRow(Result, frozen=True, kw_only=True):
+    """What an engine computes from a model, beside what we do.
+
+    version: of the engine; None where it could not be asked. kl: KL(ours || engine), mean in nats per token; top1:
+    share of tokens with the same likeliest successor; largest: difference of a log-probability. problem: why there is
+    nothing to compare, or that it is not the same; None where all is well.
+    """
+
+    engine: str
+    version: str | None = None
+    tokens: int = 0
+    kl: float | None = None
+    top1: float | None = None
+    largest: float | None = None
+    problem: str | None = None
+
+
+class Engines(Result, frozen=True, kw_only=True, tag="engines", tag_field="result"):
+    """A model in the engines that others run it with. verification: of the folder; None for what was exported."""
+
+    model: str
+    rows: tuple[EngineRow, ...]
+    verification: Verification | None = None
+
+
 class Verification(Result, frozen=True, kw_only=True, tag="verification", tag_field="result"):
     """Whether a folder is what was computed: it is, if there are no problems, a sentence each.
 
