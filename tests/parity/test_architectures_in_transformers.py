@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import zeropoint
@@ -20,6 +21,16 @@ EXACT = ("weights.scale_dtype=float32",)
 TOKENS = torch.randint(0, 200, (1, 90), generator=torch.Generator().manual_seed(1))
 
 
+def require_equal_logits(folder: Path) -> Tensor:
+    """See that transformers' logits of a folder are ours, and return them: (tokens, vocabulary)."""
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected: Tensor = theirs(TOKENS).logits[0]
+    ours = torch.from_numpy(zeropoint.load(folder, runtime="torch").logits(TOKENS[0].tolist()))
+    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+    return expected
+
+
 @pytest.mark.parametrize(("name", "variant"), CASES, ids=map("-".join, CASES))
 def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, tmp_path: Path) -> None:
     make(tmp_path / "model", name, variant)
@@ -27,14 +38,10 @@ def test_a_quantized_folder_opens_and_gives_our_logits(name: str, variant: str, 
     recipe = load_recipe("w4a16", changes)
     done = zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
     assert all(layer.fallback is None for layer in done.layers)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    expected = require_equal_logits(tmp_path / "out")
     with torch.no_grad():
-        expected, exact = (
-            m(TOKENS).logits[0] for m in (theirs, AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
-        )
-    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
+        exact = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(TOKENS).logits[0]
     scale = float(expected.abs().max())
-    assert torch.allclose(ours, expected, atol=2e-5 * scale, rtol=0)
     assert float((expected - exact).abs().max()) > 1e-2 * scale  # it was quantized
 
 
@@ -44,11 +51,7 @@ def test_attention_and_experts_may_differ(name: str, variant: str, tmp_path: Pat
     rules = 'rules=[{layers=["*self_attn*"], weights={bits=8}}]'
     recipe = load_recipe("w4a16", ["weights.group_size=16", *EXACT, 'rounding="rtn"', 'range="minmax"', rules])
     zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.no_grad():
-        expected = theirs(TOKENS).logits[0]
-    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
-    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+    require_equal_logits(tmp_path / "out")
 
 
 @pytest.mark.parametrize("variant", VARIANTS["gpt_neox"])
@@ -56,11 +59,7 @@ def test_embedding_and_head_of_other_names_open_as_integers(variant: str, tmp_pa
     make(tmp_path / "model", "gpt_neox", variant)
     recipe = load_recipe("w4a16", ["weights.group_size=16", 'rounding="rtn"', 'range="minmax"', "embeddings=int8"])
     zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.no_grad():
-        expected = theirs(TOKENS).logits[0]
-    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
-    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+    require_equal_logits(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "variant"), [case for case in CASES if case[0] in THOROUGH], ids=lambda value: value)
@@ -81,8 +80,4 @@ def test_after_all_that_can_be_done_it_still_opens(name: str, variant: str, tmp_
     )
     done = zeropoint.quantize(tmp_path / "model", tmp_path / "out", recipe=recipe)
     assert all(row.error_after <= row.error_before for row in done.refined)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.no_grad():
-        expected = theirs(TOKENS).logits[0]
-    ours = torch.from_numpy(zeropoint.load(tmp_path / "out", runtime="torch").logits(TOKENS[0].tolist()))
-    assert torch.allclose(ours, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+    require_equal_logits(tmp_path / "out")
