@@ -112,7 +112,7 @@ def test_transformers_leaves_inputs_float_where_zero_points_are_packed(
     module = find.load("formats", "compressed_tensors")
     made = module.config
 
-    def without_refusal(layers: Any, inputs: Any = None, tables: Any = None) -> Any:
+    def without_refusal(layers: Any, inputs: Any = None, tables: Any = None, **names: Any) -> Any:
         config = made(layers)
         rounded = made({"x": Recipe().weights}, {"x": load_recipe("w4a8").activations})
         group = rounded["config_groups"]["group_0"]
