@@ -27,7 +27,8 @@ def load_model(config: Mapping[str, Any], tensors: Collection[str] = ()) -> Mode
     known = find.names("models")
     if model_type not in known and config.get("text_config") is not None:
         prefix, head = _within.place_of(config, tensors)
-        return _within.Within(load_model(_within.text_config(config, tensors)), prefix, head)
+        text = _within.text_config(config, tied=f"{head}.weight" not in tensors)
+        return _within.Within(load_model(text), prefix, head)
     if model_type not in known:
         raise ArchitectureError(
             f"config.json: model_type is {model_type!r}; the architectures that have a file are {', '.join(known)}"

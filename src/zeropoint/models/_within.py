@@ -39,15 +39,13 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 """What transformers takes for sizes that a text_config leaves out; a config.json of a text model has them all."""
 
 
-def text_config(config: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """Return the config of the text model, complete enough for its file. tensors: names in the checkpoint."""
+def text_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
+    """Return the config of the text model, complete enough for its file. tied: whether no head of its own is stored."""
     text = config["text_config"]
     if not isinstance(text, dict):
         raise ArchitectureError(f"config.json: text_config is {str(text)[:60]!r}; a table belongs there")
     dtype = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
-    head = place_of(config, tensors)[1]
-    tied = {"tie_word_embeddings": f"{head}.weight" not in tensors}
-    return {**SIZES.get(str(text.get("model_type")), {}), **dtype, **text, **tied}
+    return {**SIZES.get(str(text.get("model_type")), {}), **dtype, **text, "tie_word_embeddings": tied}
 
 
 def place_of(config: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, str]:

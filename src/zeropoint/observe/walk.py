@@ -39,8 +39,8 @@ class Visit:
 
     @cached_property
     def sent(self) -> int | None:
-        """How many tokens the stage's expert is sent; None for a stage that all of them go through."""
-        if self.stage.expert is None:
+        """How many tokens the stage's expert is sent; None where all go through, or where no text is read."""
+        if self.stage.expert is None or not len(self.activations):
             return None
         return sum(int(self.stage.enter(self.block, state).shape[1]) for state in self.activations)
 

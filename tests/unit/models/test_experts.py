@@ -118,6 +118,15 @@ def test_the_result_says_what_each_expert_was_sent_and_which_had_too_few(folder:
     assert "calibrated from all tokens, being sent few" in text
 
 
+def test_without_a_text_nothing_is_said_of_tokens(folder: Path) -> None:
+    done = quantized(folder, "rounding=rtn", "range=minmax")
+    assert all(row.sent_tokens is None and not row.from_all for row in done.layers)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(terminal.quantized(done))
+    assert "tokens sent to an expert" not in captured.get()
+
+
 def test_routers_stay_float_whatever_the_recipe_says(folder: Path) -> None:
     quantized(folder, 'rules=[{layers=["*gate"], weights={bits=8}}]', "weights.bits=8")
     weights = Weights(open_checkpoint(folder.parent / "out"))
