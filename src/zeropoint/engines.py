@@ -21,13 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import CheckpointError, InputError
 from zeropoint.evaluation.results import EngineRow
-from zeropoint.observe.data import bundled_text
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
-from zeropoint.verification import logits_by_block, logprobs
+from zeropoint.verification import logits_by_block, logprobs, nearness, text_tokens
 
 TOKENS = 128
 """Of the bundled text; random ones for a model without a tokenizer."""
@@ -154,12 +152,10 @@ def _weights(path: Path) -> Weights:
 
 def _tokens(weights: Weights) -> list[int]:
     try:
-        tokenizer = load_tokenizer(weights.checkpoint)
-    except InputError:  # a model without one
+        return text_tokens(weights.checkpoint, TOKENS)
+    except InputError:  # a model without a tokenizer
         random = np.random.default_rng(0)
         return [int(token) for token in random.integers(0, weights.model.config.vocab_size, TOKENS)]
-    text = Path(bundled_text("judge")).read_text(encoding="utf-8")
-    return list(tokenizer.encode(text[: 8 * TOKENS])[:TOKENS])
 
 
 def _row(name: str, model: Path, tokens: Sequence[int], wanted: NDArray[np.float64], python: str) -> EngineRow:
@@ -190,13 +186,13 @@ def _row(name: str, model: Path, tokens: Sequence[int], wanted: NDArray[np.float
             engine=name, version=version, problem=f"gave logits {logits.shape}, and ours are {wanted.shape}"
         )
     theirs = logprobs(logits[:, : wanted.shape[1]])
-    kl = float(np.sum(np.exp(wanted) * (wanted - theirs), axis=1).mean())
+    kl, top1 = nearness(wanted, theirs)
     return EngineRow(
         engine=name,
         version=version,
         tokens=len(tokens),
         kl=kl,
-        top1=float(np.mean(wanted.argmax(axis=1) == theirs.argmax(axis=1))),
+        top1=top1,
         largest=float(np.abs(wanted - theirs).max()),
         problem=None
         if kl <= engine.most_kl

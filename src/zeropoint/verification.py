@@ -260,24 +260,33 @@ def logits_by_block(weights: Weights, tokens: Sequence[int]) -> NDArray[np.float
 
 def _agreement(weights: Weights, reference: Weights, manifest: Manifest, memory_bytes: int) -> Agreement:
     """Hold the model against its reference, on the beginning of the bundled text."""
-    from zeropoint.observe.data import bundled_text
-
     same = {file.name: _hash_of_file(file) for file in reference.checkpoint.files()} == manifest.source
     if weights.model.config.vocab_size != reference.model.config.vocab_size:
         raise InputError(
             f"{reference.checkpoint.path} has a vocabulary of {reference.model.config.vocab_size} tokens and "
             f"{weights.checkpoint.path} one of {weights.model.config.vocab_size}; give the model that it was made from"
         )
-    text = Path(bundled_text("judge")).read_text(encoding="utf-8")
-    tokens = load_tokenizer(reference.checkpoint).encode(text[: 8 * TEXT_TOKENS])[:TEXT_TOKENS]
+    tokens = text_tokens(reference.checkpoint, TEXT_TOKENS)
     wanted, found = (logprobs(_logits(each, tokens, memory_bytes)) for each in (reference, weights))
+    kl, top1 = nearness(wanted, found)
+    return Agreement(made_from_it=same, tokens=len(tokens), kl=kl, top1=top1)
+
+
+def nearness(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> tuple[float, float]:
+    """Return KL(wanted || found), mean in nats per token, and the share of tokens with the same likeliest successor.
+
+    wanted, found: log-probabilities (tokens, vocabulary).
+    """
     kl = np.sum(np.exp(wanted) * (wanted - found), axis=1)
-    return Agreement(
-        made_from_it=same,
-        tokens=len(tokens),
-        kl=float(kl.mean()),
-        top1=float(np.mean(wanted.argmax(axis=1) == found.argmax(axis=1))),
-    )
+    return float(kl.mean()), float(np.mean(wanted.argmax(axis=1) == found.argmax(axis=1)))
+
+
+def text_tokens(checkpoint: Checkpoint, count: int) -> list[int]:
+    """Return the first tokens of the bundled text. Raises: InputError if the checkpoint has no tokenizer."""
+    from zeropoint.observe.data import bundled_text
+
+    text = Path(bundled_text("judge")).read_text(encoding="utf-8")
+    return list(load_tokenizer(checkpoint).encode(text[: 8 * count])[:count])
 
 
 def _hash_of_file(file: Path) -> str:
