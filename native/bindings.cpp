@@ -284,13 +284,16 @@ NB_MODULE(_native, m) {
         .def(nb::init<std::shared_ptr<Pool>>(), "pool"_a)
         .def("slot", &Program::slot, "width"_a)
         .def("quantized", &Program::quantized, "width"_a, "block"_a)
-        .def("rope_table", [](Program& self, const In<float, 1>& f) { return self.rope_table(f.data(), int(f.size())); }, "frequencies"_a.noconvert())
-        .def("embed", [](Program& self, std::shared_ptr<StoredWeight> table, int out, float factor) {
+        .def("rope_table", [](Program& self, const In<float, 1>& f, float factor) {
+            return self.rope_table(f.data(), int(f.size()), factor);
+        }, "frequencies"_a.noconvert(), "factor"_a = 1.0f)
+        .def("embed", [](Program& self, std::shared_ptr<StoredWeight> table, int out, float factor, int first_position) {
             Step step = step_of(K::embed, NONE, NONE, NONE, out);
-            step.factor = factor;
+            require(first_position >= NONE && first_position < table->view().rows, "a table by position has a row for the first");
+            step.factor = factor, step.first_position = first_position;
             step.parts.push_back({table, nullptr, out});
             self.push(std::move(step));
-        }, "table"_a, "out"_a, "factor"_a = 1.0f)
+        }, "table"_a, "out"_a, "factor"_a = 1.0f, "first_position"_a = NONE)
         .def("norm", [](Program& self, int a, const In<float, 1>& gain, float eps, int out, int heads) {
             Step step = step_of(K::norm, a, NONE, NONE, out);
             step.gain = padded(gain), step.eps = eps, step.heads = heads;
@@ -403,6 +406,7 @@ NB_MODULE(_native, m) {
         .def("run", [](Program& self, Cache& cache, const In<int32_t, 1>& tokens, const Out<float, 2>& logits) {
             const int count = int(tokens.size()), wanted = int(logits.shape(0));
             require(count >= 1 && wanted >= 1 && wanted <= count, "wanted are logits of one token at least, and not of more than there are");
+            require(count <= self.longest() - cache.length(), "the table of positions ends before these tokens do");
             require(int(logits.shape(1)) == round_up(self.result_width(), CHUNK), "logits must be (wanted, vocabulary in whole chunks)");
             nb::gil_scoped_release free;
             self.run(cache, tokens.data(), count, wanted, logits.data());

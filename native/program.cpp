@@ -134,9 +134,10 @@ int Program::quantized(int width, int block) {
     return int(quantized_.size()) - 1;
 }
 
-int Program::rope_table(const float* frequencies, int count) {
+int Program::rope_table(const float* frequencies, int count, float factor) {
     Rope rope;
     rope.frequencies.assign(frequencies, frequencies + count);
+    rope.factor = factor;
     ropes_.push_back(std::move(rope));
     return int(ropes_.size()) - 1;
 }
@@ -152,6 +153,8 @@ void Program::push(Step step) {
         scratch_bytes_ = std::max(scratch_bytes_, AttentionScratch::floats(rows, round_up(step.head_dim, 16)) * 4);
     }
     step.expert = expert_;
+    if (step.kind == Step::Kind::embed && step.first_position != NONE)
+        longest_ = std::min(longest_, step.parts[0].weight->view().rows - step.first_position);
     if (step.kind == Step::Kind::route) sent_.resize(std::max(sent_.size(), size_t(slots_[step.a].width)));
     steps_.push_back(std::move(step));
 }
@@ -196,8 +199,8 @@ void Program::reserve(int rows, int positions) {
             for (int p = 0; p < positions_; p++)
                 for (int i = 0; i < half; i++) {
                     const float angle = float(p) * rope.frequencies[i];
-                    rope.cosines.data()[size_t(p) * half + i] = std::cos(angle);
-                    rope.sines.data()[size_t(p) * half + i] = std::sin(angle);
+                    rope.cosines.data()[size_t(p) * half + i] = std::cos(angle) * rope.factor;
+                    rope.sines.data()[size_t(p) * half + i] = std::sin(angle) * rope.factor;
                 }
         }
         size_t floats = 0;
@@ -267,7 +270,8 @@ void Program::execute(const Step& step, int thread, int begin, int end, Cache& c
             const Slot& out = slots_[step.out];
             for (int t = first; t < last; t++) {
                 float* row = out.data + size_t(t) * out.stride;
-                step.parts[0].weight->read_row(tokens[t], row);
+                const bool by_token = step.first_position == NONE;
+                step.parts[0].weight->read_row(by_token ? tokens[t] : step.first_position + cache.length_ + t, row);
                 if (step.factor != 1)
                     for (int k = 0; k < out.width; k++) row[k] *= step.factor;
             }

@@ -11,6 +11,7 @@
 // of the sum of |w x|.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,6 +43,7 @@ struct Step {
     bool halves = false;                            // linear: halve has filled slot a
     std::vector<Part> parts;                        // linear; embed: the table
     float factor = 1;                               // embed: what rows of the table are multiplied by
+    int first_position = NONE;                      // embed: rows by position, that of the first token; NONE: by token
     std::shared_ptr<const Buffer<float>> gain;      // norm; of each of `heads` parts of a, where there are several
     std::shared_ptr<const Buffer<float>> bias;      // norm: takes the mean away, too; null for one that does not
     float eps = 0;
@@ -94,9 +96,10 @@ class Program {
     int slot(int width);
     int width(int slot) const { return slots_.at(slot).width; }
     int quantized(int width, int block);
-    int rope_table(const float* frequencies, int count);
+    int rope_table(const float* frequencies, int count, float factor);
     int rotated(int table) const { return 2 * int(ropes_.at(table).frequencies.size()); }   // features of a head
     void push(Step step);
+    int longest() const { return longest_; }       // tokens that a cache may hold: the rows of a table by position
     void begin_head() { head_ = steps_.size(); }   // steps from here on run for those rows whose logits are wanted
     void set_result(int slot) { result_ = slot; }
 
@@ -122,6 +125,7 @@ class Program {
     };
     struct Rope {
         std::vector<float> frequencies;
+        float factor;                              // of cosines and sines
         Buffer<float> cosines, sines;              // (positions, half)
     };
     void reserve(int rows, int positions);
@@ -138,7 +142,7 @@ class Program {
     const Kernels& kernels_;
     std::vector<Step> steps_;
     size_t head_ = 0;
-    int result_ = NONE, expert_ = NONE;
+    int result_ = NONE, expert_ = NONE, longest_ = INT32_MAX;
     std::vector<Slot> slots_;
     std::vector<Quantized> quantized_;
     std::vector<Rope> ropes_;

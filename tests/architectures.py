@@ -29,6 +29,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.5],
+    "long_factor": [1.0, 2.0, 7.0],
+}
+"""For 6 of the 12 features of a head. 128 positions, made of 100: texts of 90 tokens are short ones."""
+
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "gemma": {
         "plain": {"head_dim": 12},
@@ -75,6 +84,16 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
         "plain": {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}},
     },
+    "gpt2": {
+        "scaled by layer, untied": {
+            "scale_attn_by_inverse_layer_idx": True,
+            "n_inner": 80,
+            "activation_function": "relu",
+            "tie_word_embeddings": False,
+        },
+        "unscaled": {"scale_attn_weights": False},
+        "plain": {},
+    },
     "llama": {
         "plain": {},
         "tied": {"tie_word_embeddings": True},
@@ -84,6 +103,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "wide heads": {"head_dim": 24},
         "llama3 rope": {"rope_parameters": LLAMA3_ROPE},
         "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        "yarn rope": {"rope_parameters": YARN_ROPE},
         "gelu": {"hidden_act": "gelu_pytorch_tanh"},
     },
     "mistral": {
@@ -101,10 +121,15 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "phi3": {
         "plain": {"num_key_value_heads": 4},
+        "longrope, of a part": {
+            "rope_parameters": {**LONG_ROPE, "partial_rotary_factor": 0.5},
+            "original_max_position_embeddings": 100,
+        },
         "window, rope of a part": {"sliding_window": 33, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},
     },
     "qwen2": {
         "plain": {},
+        "yarn rope": {"rope_parameters": {**YARN_ROPE, "beta_fast": 4.0, "truncate": False}},
         "late windows": {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
         "layer types": {
             "use_sliding_window": True,
@@ -125,6 +150,22 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         },
     },
     "qwen3_moe": {
+        "every second without experts": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "head_dim": 12,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 20,
+        },
+        "first without experts": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "head_dim": 12,
+            "mlp_only_layers": [1],
+        },
         "weights of a part": {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 12},
         "plain": {
             "num_experts": 4,

@@ -170,7 +170,7 @@ def quantized_blocks(
 
 
 def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, beside: Beside) -> FinishedBlock:
-    flow, activations = source.weights.model.flow, source.activations
+    flow, activations = source.weights.model.flow_of(index), source.activations
     block = source.load(index, linears=beside.shadow is not None)
     floats = source.floats  # read again where it is wanted, unless it runs beside all the time
     if beside.shadow is not None:
@@ -224,10 +224,10 @@ def _finish(
     if refined and beside.before is not None:
         visit.block.weights.update(block.weights)
         visit.activations.copy(beside.before)  # once more through the block as it is now, up to its last stage
-        for stage in model.flow[:-1]:
+        for stage in model.flow_of(visit.index)[:-1]:
             visit.activations.map(partial(block.finish, stage))
     if beside.stages is not None:
-        beside.stages.advance({FLOAT: floats, **seen}, model.flow)
+        beside.stages.advance({FLOAT: floats, **seen}, model.flow_of(visit.index))
     quantized = {f"{layer.name}.weight" for layer in layers}
     names = tuple(name for name in model.block_tensors(visit.index) if name not in quantized)
     return FinishedBlock(
@@ -318,7 +318,7 @@ class _Source:
         prefix = f"{self.weights.model.block_name(index)}."
         dtypes = {name.removeprefix(prefix): self.dtype(name) for name in names if name not in quantized}
         read = self.weights.float_block(index, dtypes)
-        flow = self.weights.model.flow
+        flow = self.weights.model.flow_of(index)
         block, done = apply(
             read,
             index,
@@ -339,7 +339,7 @@ class _Source:
         """Return the block at hand as floats, ready to run, transformed."""
         if self._transformed is None:
             return self.weights.block(self._index, self._ops)
-        return self._transformed.prepare(self._ops, self.weights.model.flow)
+        return self._transformed.prepare(self._ops, self.weights.model.flow_of(self._index))
 
     def linear(self, name: str) -> Tensor:
         """Return the weight of the linear `name`, float32 (rows, cols)."""
@@ -352,7 +352,7 @@ class _Source:
 
     def tuned(self, block: Block, layers: Sequence[Layer], prefix: str) -> TunedBlock:
         """Return the block, whose linears are quantized, as one that can be tuned; gains are those of its norms."""
-        flow = self.weights.model.flow
+        flow = self.weights.model.flow_of(self._index)
         linears: dict[str, TunedLinear] = {}
         gains: dict[str, TunedGain] = {}
         fixed = {name: self.linear(f"{prefix}.{name}") for stage in flow for name in stage.linears}
@@ -378,11 +378,17 @@ class _Source:
 
     def rewritten(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return those of the tensors `names` that were changed, as the output has them."""
-        return {name: self._rewritten[name].to(self.dtype(name)) for name in names if name in self._rewritten}
+        found = {name: self._rewritten[name].to(self.dtype(name)) for name in names if name in self._rewritten}
+        return {name: as_laid_out(self.weights.checkpoint.tensors[name], tensor) for name, tensor in found.items()}
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that the tensor `name`, which stays float, is written in."""
         return written_dtype(self.weights.checkpoint.tensors[name])
+
+
+def as_laid_out(info: TensorInfo, tensor: Tensor) -> Tensor:
+    """Return a tensor with its values in the order of the file that it came from, which may be transposed."""
+    return tensor.T.contiguous() if info.transposed else tensor
 
 
 def _transform_row(applied: Applied) -> TransformRow:

@@ -188,7 +188,7 @@ def _rows(
             if names:
                 stage = _Stage(visit, calibrated, scheme, rules)
                 rows += [stage.row(name, weights.float_linear(name)) for name in names]
-            if visit.stage is model.flow[-1]:
+            if visit.stage is model.flow_of(visit.index)[-1]:
                 report(Progress("inspect", visit.index + 1, last + 1, prefix))
     return rows
 

@@ -163,6 +163,7 @@ def quantize(
             gains=steps.rest.gains,
             held_out_tokens=steps.held_out * recipe.calibration.length,
             skipped=tuple(name for name in weights.skipped() if outer is None or name != outer.head),
+            left_out=weights.left_out,
             format_note=note,
             transform_note=None if outer is None else outer.note(),
             size=size_of(written),

@@ -24,6 +24,7 @@ from zeropoint.blocks import (
     Beside,
     FinishedBlock,
     Layer,
+    as_laid_out,
     quantized_blocks,
     stage_names,
     written_dtype,
@@ -352,7 +353,7 @@ class Steps:
             name: TunedGain(tensors[f"gains.{name}"], getattr(torch, dtype), model.config.norm_offset)
             for name, dtype in done.kept.gains.items()
         }
-        block = TunedBlock(model.config_of(index), model.flow, linears, gains, _under("fixed.", tensors))
+        block = TunedBlock(model.config_of(index), model.flow_of(index), linears, gains, _under("fixed.", tensors))
         rewritten = _under("rewritten.", tensors)
         return FinishedBlock(index, prefix, tuple(layers), done.kept.floats, rewritten, (), (), block)
 
@@ -403,7 +404,7 @@ class Steps:
         self._outer[norm_name] = norm.stored()
         beside.probe = self._embedded_probe()
         for block in blocks:
-            beside.probe = block.prepare(self._ops).run(model.flow, beside.probe)
+            beside.probe = block.prepare(self._ops).run(block.flow, beside.probe)
 
     def _embed(self, tokens: Tensor) -> Iterator[Tensor]:
         assert self._text is not None
@@ -431,7 +432,8 @@ class Steps:
             rows = torch.cat([weights.float_rows(table, token, token + 1) for token in tokens])
         else:
             rows = self._writer.tensors_in(self.tables.looked_up)["rows"]
-        embedded: Tensor = weights.model.embed(self._ops, {table: rows}, torch.arange(len(tokens))[None])
+        looked_up = {table: rows} | weights.positions()
+        embedded: Tensor = weights.model.embed(self._ops, looked_up, torch.arange(len(tokens))[None])
         return embedded if self._rotated is None else self._rotated.embedded(embedded)
 
 
@@ -504,13 +506,13 @@ class _Outputs(Sequence[Tensor]):
 
 
 def as_written(weights: Weights, name: str) -> Tensor:
-    """Return a tensor that stays float as the output has it: as stored, but bfloat16 where it was in a block type.
+    """Return a tensor that stays float as the output has it: as it is stored, but bfloat16 for a block type.
 
     Raises: NonFiniteError for NaN or infinity in what the architecture uses; what else there is may hold them.
     """
     info = weights.checkpoint.tensors[weights.checkpoint.tied.get(name, name)]
     if not in_blocks(info):
-        return weights.checkpoint.read(name) if name in weights.skipped() else weights.read(name)
+        return as_laid_out(info, weights.checkpoint.read(name) if name in weights.skipped() else weights.read(name))
     written = torch.empty(info.shape, dtype=written_dtype(info))
     # in slabs: an embedding in float32 beside itself in bfloat16 would be the most memory that a small model takes
     step = max(1, SLAB_VALUES // max(1, written[0].numel()))

@@ -227,7 +227,8 @@ def _loads(weights: Weights) -> str:
     note: str | None = None
     if quantization is not None:
         name = str(quantization.get("quant_method", "")).replace("-", "_")
-        note = find.load("formats", name).note(quantization, experts=weights.model.config.experts > 0)
+        config = weights.model.config
+        note = find.load("formats", name).note(quantization, experts=config.experts > 0, transposed=config.transposed)
     return note or LOADS
 
 
@@ -253,7 +254,7 @@ def logits_by_block(weights: Weights, tokens: Sequence[int]) -> NDArray[np.float
     with torch.inference_mode():
         (x,) = weights.embed(ops, torch.tensor([list(tokens)]), 1)
         for index in range(weights.model.config.layers):
-            x = weights.block(index, ops).run(weights.model.flow, x)
+            x = weights.block(index, ops).run(weights.model.flow_of(index), x)
         logits: NDArray[np.float32] = weights.logits(ops)(x)[0].numpy()
     return logits
 

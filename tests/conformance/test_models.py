@@ -71,8 +71,11 @@ def test_every_tensor_is_used_or_named(pair: tuple[torch.nn.Module, Path]) -> No
 
 def test_the_flow_names_what_exists(pair: tuple[torch.nn.Module, Path]) -> None:
     model = Weights(open_checkpoint(pair[1])).model
-    local = {name.removeprefix(f"{model.block_name(0)}.").removesuffix(".weight") for name in model.block_tensors(0)}
-    linears = [name for stage in model.flow for name in stage.linears]
-    assert len(linears) == len(set(linears))
-    feeders = {stage.fed_by for stage in model.flow if stage.fed_by is not None}
-    assert {*linears, *feeders} <= local
+    assert any(model.flow_of(index) is model.flow for index in range(model.config.layers))
+    for index in range(model.config.layers):
+        prefix, flow = f"{model.block_name(index)}.", model.flow_of(index)
+        local = {name.removeprefix(prefix).removesuffix(".weight") for name in model.block_tensors(index)}
+        linears = [name for stage in flow for name in stage.linears]
+        assert len(linears) == len(set(linears))
+        feeders = {stage.fed_by for stage in flow if stage.fed_by is not None}
+        assert {*linears, *feeders} <= local

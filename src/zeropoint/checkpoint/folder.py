@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from zeropoint import documents
 from zeropoint.checkpoint.place import write_side_file
-from zeropoint.checkpoint.reader import NEVER_UNPICKLED, PICKLES, TensorInfo, no_such_tensor, read_into, rows_of
+from zeropoint.checkpoint.reader import (
+    NEVER_UNPICKLED,
+    PICKLES,
+    TensorInfo,
+    no_such_tensor,
+    read_into,
+    rows_of,
+    tied_in,
+)
 from zeropoint.checkpoint.safetensors_header import DTYPES, read_header
 from zeropoint.errors import CheckpointError
 from zeropoint.types import HEADS_OF
@@ -39,6 +49,12 @@ class Folder:
         self.tensors: Mapping[str, TensorInfo] = _find_tensors(path)
         self.tied: Mapping[str, str] = self._find_tied()
 
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Self:
+        """Return the same folder with its tensors under other names, or in parts."""
+        other = copy.copy(self)
+        other.tensors, other.tied = tensors, tied_in(self.tied, self.tensors, tensors)
+        return other
+
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor, or what it is tied to, in its stored dtype and in memory of its own."""
         import torch
@@ -52,7 +68,16 @@ class Folder:
         """Return one tensor, or some rows of it, in its stored dtype; bfloat16 and float8 as their bits."""
         import numpy as np
 
-        info = self._info(name) if rows is None else rows_of(self._info(name), rows)
+        info = self._info(name)
+        if info.transposed:
+            whole = self._values(replace(info, shape=info.shape[::-1])).T
+            return np.ascontiguousarray(whole if rows is None else whole[slice(*rows)])
+        return self._values(info if rows is None else rows_of(info, rows))
+
+    @staticmethod
+    def _values(info: TensorInfo) -> NDArray[np.generic]:
+        import numpy as np
+
         values = np.empty(info.shape, dtype=DTYPES[info.dtype].numpy_name)
         read_into(info, values.reshape(-1).view(np.uint8).data)
         return values
@@ -89,11 +114,13 @@ class Folder:
         return info
 
     def _find_tied(self) -> dict[str, str]:
-        """Return which of embedding and head is the other one, if config.json says that they are one.
+        """Return which of embedding and head is the other one, unless config.json says that they are two.
 
-        Where both are stored, they are one only if they are equal; transformers decides it in the same way.
+        Where both are stored, they are one only if they are equal; transformers decides it in the same way. Where one
+        is not, config.json must say so.
         """
-        if not self.config.get("tie_word_embeddings", False):
+        said = self.config.get("tie_word_embeddings")
+        if said is not None and not said:
             return {}
         kinds = {name: name.removesuffix(".weight").rpartition(".")[2] for name in self.tensors}
         embedding = next((name for name, kind in kinds.items() if kind in HEADS_OF), "model.embed_tokens.weight")
@@ -102,11 +129,12 @@ class Folder:
             f"{HEADS_OF[embedding.split('.')[-2]]}.weight",
         )
         if head not in self.tensors or embedding not in self.tensors:
-            pairs = {head: embedding, embedding: head}
+            pairs = {head: embedding, embedding: head} if said else {}
             return {name: stored for name, stored in pairs.items() if stored in self.tensors}
         if _same_bytes(self.tensors[head], self.tensors[embedding]):
             return {head: embedding}
-        self.config = {**self.config, "tie_word_embeddings": False}
+        if said:
+            self.config = {**self.config, "tie_word_embeddings": False}
         return {}
 
 

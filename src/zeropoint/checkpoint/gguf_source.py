@@ -8,16 +8,17 @@ Another architecture is another entry in ARCHITECTURES.
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from zeropoint.checkpoint.gguf_config import llama3_scaling, llama_config, qwen2_config, qwen3_config
 from zeropoint.checkpoint.place import write_side_file
-from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into, rows_of
+from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into, rows_of, tied_in
 from zeropoint.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -92,6 +93,12 @@ class Gguf:
             self._use_rope_factors(header.tensors[ROPE_FREQS])
         tied = self.config["tie_word_embeddings"]
         self.tied: Mapping[str, str] = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
+
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Self:
+        """Return the same file with its tensors under other names, or in parts."""
+        other = copy.copy(self)
+        other.tensors, other.tied = tensors, tied_in(self.tied, self.tensors, tensors)
+        return other
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor, or what it is tied to, as float32 in memory of its own."""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 NEVER_UNPICKLED = (
     "opening a pickle runs whatever code is inside it, so zeropoint never does; convert the model where you trust it: "
-    'transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained("converted") writes safetensors'
+    'transformers.AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained("converted") writes safetensors, and '
+    'transformers.AutoTokenizer.from_pretrained(MODEL).save_pretrained("converted") what reads text'
 )
 
 
@@ -26,7 +27,8 @@ class TensorInfo:
     """Where one tensor lies and how it is stored.
 
     name: its Hugging Face name. dtype: as the file calls it ("F32", "BF16", "I8", "Q4_1" ...). shape: of the values,
-    also where they are packed in blocks. size_bytes: in the file. offset: of the first byte in `file`.
+    also where they are packed in blocks. size_bytes: in the file. offset: of the first byte in `file`. transposed: the
+    file has a matrix of `shape` column by column.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TensorInfo:
     size_bytes: int
     file: Path
     offset: int = 0
+    transposed: bool = False
 
 
 class Checkpoint(Protocol):
@@ -55,6 +58,12 @@ class Checkpoint(Protocol):
     @property
     def tied(self) -> Mapping[str, str]:
         """Names that stand for another tensor, such as {"lm_head.weight": "model.embed_tokens.weight"}."""
+
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Checkpoint:
+        """Return the same checkpoint with its tensors under the names, and in the parts, that an architecture has.
+
+        tensors: what takes the place of `tensors`, each somewhere in the same files.
+        """
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor, or what it is tied to, in memory of its own.
@@ -153,10 +162,10 @@ def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
 def rows_of(info: TensorInfo, rows: tuple[int, int]) -> TensorInfo:
     """Return where the rows (start, stop) of a tensor lie: a tensor of its own. A row takes a whole number of bytes.
 
-    Raises: InternalError if the tensor does not have these rows.
+    Raises: InternalError if the tensor does not have these rows, or they lie apart.
     """
     start, stop = rows
-    if not info.shape or not 0 <= start <= stop <= info.shape[0]:
+    if info.transposed or not info.shape or not 0 <= start <= stop <= info.shape[0]:
         raise InternalError(f"{info.file}: {info.name} of shape {info.shape} does not have the rows {start} to {stop}")
     row_bytes = info.size_bytes // max(info.shape[0], 1)
     return replace(
@@ -165,6 +174,15 @@ def rows_of(info: TensorInfo, rows: tuple[int, int]) -> TensorInfo:
         size_bytes=(stop - start) * row_bytes,
         offset=info.offset + start * row_bytes,
     )
+
+
+def tied_in(
+    tied: Mapping[str, str], tensors: Mapping[str, TensorInfo], arranged: Mapping[str, TensorInfo]
+) -> dict[str, str]:
+    """Return `tied`, of a checkpoint with `tensors`, where these are called as in `arranged`."""
+    names = {(info.file, info.offset): name for name, info in arranged.items()}
+    moved = {name: names.get((info.file, info.offset), name) for name, info in tensors.items()}
+    return {moved.get(name, name): moved.get(stored, stored) for name, stored in tied.items()}
 
 
 def no_such_tensor(name: str, path: Path, known: Mapping[str, TensorInfo]) -> CheckpointError:

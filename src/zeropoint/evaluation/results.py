@@ -390,9 +390,10 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no method
     needed one. layers: as they are before the whole model is refined, if it is. gains: by stage of the work, on so many
     held-out tokens of the calibration text. skipped: tensors that were copied although the architecture does not use
-    them. source_bytes: of the model that was read. size: of the output; its bits_per_weight count scales and zero
-    points. peak_memory_bytes: of the process. resumed_blocks: those that an earlier run had done; elapsed_s counts its
-    time too. verification: what a fresh process said of the output; None if it was made before that was done.
+    them. left_out: those that were not: masks and frequencies that whoever runs the model makes anew, and a head that
+    is the embedding. source_bytes: of the model that was read. size: of the output; bits_per_weight counts scales
+    and zero points. peak_memory_bytes: of the process. resumed_blocks: those that an earlier run had done; elapsed_s
+    counts its time too. verification: what a fresh process said of the output; None if it was made before that.
     plan: what was expected; None if it was made before there were plans.
     spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said about who can
     open the output, or None. transform_note: what has to be said of tensors outside the blocks that a transform
@@ -410,6 +411,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     gains: tuple[GainRow, ...] = ()
     held_out_tokens: int = 0
     skipped: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
     format_note: str | None = None
     transform_note: str | None = None
     size: Size

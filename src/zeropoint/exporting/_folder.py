@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.writer import Writer
-from zeropoint.errors import InternalError, SchemeError
+from zeropoint.errors import ArchitectureError, InternalError, SchemeError
 from zeropoint.exporting._integers import Integers, notes_of_inputs, require_no_outliers
 from zeropoint.exporting.result import Written
 from zeropoint.models.parts import outer_tensors
@@ -58,8 +58,14 @@ class Planned:
 def plan(weights: Weights, packing: Packing) -> Planned:
     """Return what will be written, from headers alone.
 
-    Raises: SchemeError, with the tensor's name, for what the packing does not hold, and what would fit.
+    Raises: SchemeError, with the tensor's name, for what the packing does not hold, and what would fit;
+    ArchitectureError for a model whose files have other shapes there.
     """
+    if weights.model.config.transposed:
+        raise ArchitectureError(
+            f"a {weights.model.config.model_type} model has its weights transposed, which a folder for {packing.name} "
+            "does not say; run the folder itself"
+        )
     require_no_outliers(weights)
     for table, scheme in weights.table_schemes.items():
         if scheme is not None:

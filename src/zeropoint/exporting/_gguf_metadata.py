@@ -21,6 +21,7 @@ from zeropoint.models.rope import Rope
 from zeropoint.runtime.weights import Weights
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_TYPES = ("default", "linear", "llama3")
 
 QUANTIZATION_VERSION = 2
 """Of ggml's block types: the one of all files since May 2023."""
@@ -81,6 +82,11 @@ def architecture_of(model: Model) -> Architecture:
     if config.activation != found.activation:
         raise ArchitectureError(
             f"hidden_act is {config.activation!r}; llama.cpp computes {found.arch_name} with {found.activation!r} only"
+        )
+    if config.rope is not None and config.rope.rope_type not in ROPE_TYPES:
+        raise ArchitectureError(
+            f"rope type {config.rope.rope_type!r} is not written to GGUF files, {', '.join(ROPE_TYPES)} are; run the "
+            "folder, or export as gptq or awq"
         )
     for index in range(config.layers):
         block = model.config_of(index)

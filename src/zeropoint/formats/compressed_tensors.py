@@ -60,6 +60,7 @@ MIXED = "mixed-precision"
 EXPERT, EXPERTS = ".experts.", "re:.*[.]experts[.].*"
 """What the names of linears of experts have in them, and the target of a group that means all of them."""
 NOTE_EXPERTS = "transformers opens no experts with zero points or quantized inputs: make them symmetric, inputs float"
+NOTE_TRANSPOSED = "transformers does not open it: it looks for integers in modules of class Linear, and here has Conv1D"
 HEAD_IN_TRANSFORMERS = "lm_head"
 """The module that it makes of every head, whatever the file calls it."""
 
@@ -342,10 +343,10 @@ def _require_equal_experts(layers: Mapping[str, Scheme | None], inputs: Mapping[
         )
 
 
-def note(quantization_config: Mapping[str, Any], *, experts: bool = False) -> str | None:
+def note(quantization_config: Mapping[str, Any], *, experts: bool = False, transposed: bool = False) -> str | None:
     """Return what has to be said about who can open a model that `config` describes so; None where all readers can.
 
-    experts: whether the model has any.
+    experts: whether the model has any. transposed: whether float files of it have the weights transposed.
     """
     declared = quantization_config.get("format")
     groups = quantization_config["config_groups"].values()
@@ -353,6 +354,8 @@ def note(quantization_config: Mapping[str, Any], *, experts: bool = False) -> st
     notes = [_outliers.NOTE] if _outliers.FORMAT in formats.values() else []
     if experts and any(not group["weights"]["symmetric"] or group["input_activations"] for group in groups):
         notes.append(NOTE_EXPERTS)
+    if transposed:
+        notes.append(NOTE_TRANSPOSED)
     return "; ".join((*notes, *_tables.notes(formats))) or None
 
 

@@ -3,21 +3,29 @@
     routes = top k of softmax(router(h))         x = x + sum over e of routes[e] * down_e(silu(gate_e(h)) * up_e(h))
 
 Every expert is two stages of its own, which read the tokens that are sent to it: so its statistics are its own, too.
-The router stays float. Source: Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961.
+The router stays float. A checkpoint may have the experts of a block stacked, as transformers 5 holds them in memory:
+
+    mlp.experts.gate_up_proj (experts, 2 * intermediate, hidden)
+    mlp.experts.down_proj (experts, hidden, intermediate)
+
+Source: Shazeer et al. 2017, arXiv:1701.06538; Fedus et al. 2021, arXiv:2101.03961.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
+from zeropoint.checkpoint.reader import TensorInfo, rows_of
 from zeropoint.errors import ArchitectureError
 from zeropoint.models._values import whole
 from zeropoint.models.parts import Array, Block, Config, Flow, Stage, State, branch
 
 MAX_EXPERTS = 4096
+STACKED = re.compile(r"(.*)\.mlp\.(gate\.weight|experts\.(?:gate_up_proj|down_proj))")
 
 
 @dataclass(frozen=True)
@@ -92,3 +100,45 @@ def read_experts(config: Mapping[str, Any], read: Config, count: int, *, normali
             f"config.json: num_experts_per_tok is {per_token}, and there are {count} experts; it must not be more"
         )
     return replace(read, experts=count, experts_per_token=per_token, normalized_routes=normalized, mlp_bias=False)
+
+
+def listed(
+    tensors: Mapping[str, TensorInfo], names: Names, config: Config, intermediate_size: int
+) -> Mapping[str, TensorInfo]:
+    """Return the tensors with those of stacked experts taken apart, under the names of their linears.
+
+    intermediate_size: of an expert. Stacks of another shape stay as they are.
+    """
+    stacks = {
+        "experts.gate_up_proj": (config.experts, 2 * intermediate_size, config.hidden_size),
+        "experts.down_proj": (config.experts, config.hidden_size, intermediate_size),
+    }
+    found: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        match = STACKED.fullmatch(name)
+        block, part = match.groups() if match is not None else ("", "")
+        if part == "gate.weight" and f"{block}.mlp.experts.gate_up_proj" in tensors:
+            found |= _called(f"{block}.{names.router}.weight", info)
+        elif info.shape == stacks.get(part):
+            for expert in range(config.experts):
+                found |= _of_expert(info, part, block, names.of(expert), expert)
+        else:
+            found[name] = info
+    return found if len(found) != len(tensors) else tensors
+
+
+def _of_expert(
+    info: TensorInfo, part: str, block: str, linears: tuple[str, str, str], expert: int
+) -> dict[str, TensorInfo]:
+    """Return the weights of one expert, which lie in one piece in what `info` says of all."""
+    gate, up, down = (f"{block}.{name}.weight" for name in linears)
+    one = rows_of(info, (expert, expert + 1))
+    one = replace(one, shape=one.shape[1:])
+    if part == "experts.down_proj":
+        return _called(down, one)
+    half = one.shape[0] // 2
+    return _called(gate, rows_of(one, (0, half))) | _called(up, rows_of(one, (half, 2 * half)))
+
+
+def _called(name: str, info: TensorInfo) -> dict[str, TensorInfo]:
+    return {name: replace(info, name=name)}

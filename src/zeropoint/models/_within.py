@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import ArchitectureError
 from zeropoint.models.parts import Array, Config, Ends, Flow, Model, Ops
 
 PART = "language_model"
 PLACES = (("model.language_model.", "lm_head"), ("language_model.model.", "language_model.lm_head"))
 """What stands in the place of "model.", and what the head is called."""
+
+BOTH_WAYS = ("paligemma",)
 
 LLAMA_SIZES = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -42,6 +45,11 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 def text_config(config: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     """Return the config of the text model, complete enough for its file. tied: whether no head of its own is stored."""
     text = config["text_config"]
+    if config.get("model_type") in BOTH_WAYS:
+        raise ArchitectureError(
+            f"config.json: in a {config['model_type']} model the tokens of a prompt see one another in both "
+            "directions; that is not covered"
+        )
     if not isinstance(text, dict):
         raise ArchitectureError(f"config.json: text_config is {str(text)[:60]!r}; a table belongs there")
     dtype = {key: config[key] for key in ("dtype", "torch_dtype") if key in config}
@@ -84,6 +92,9 @@ class Within:
         ends = self.inner.ends
         return Ends(self._outside(ends.embedding), self._outside(ends.norm), self.head_name)
 
+    def flow_of(self, index: int) -> Flow:
+        return self.inner.flow_of(index)
+
     def config_of(self, index: int) -> Config:
         return self.inner.config_of(index)
 
@@ -96,8 +107,11 @@ class Within:
     def shape(self, name: str) -> tuple[int, ...]:
         return self.inner.shape(name)
 
-    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
-        return self.inner.embed(ops, self._inside(weights), tokens)
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        return tensors
+
+    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array, start: int = 0) -> Array:
+        return self.inner.embed(ops, self._inside(weights), tokens, start)
 
     def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
         return self.inner.head(ops, self._inside(weights), x)

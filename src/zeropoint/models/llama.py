@@ -13,13 +13,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
+from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import ArchitectureError
+from zeropoint.models._names import with_prefix
 from zeropoint.models._values import flag, number, require_covered, whole
 from zeropoint.models.parts import Array, Block, Config, Ends, Flow, Ops, Stage, State, add_to_residual, branch, norm
-from zeropoint.models.rope import Rope
+from zeropoint.models.rope import MAX_POSITIONS, Rope
 
 MAX_LAYERS = 10_000
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+SAME_ACTIVATIONS: Mapping[str, str] = {
+    "swish": "silu", "gelu_python": "gelu", "gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh",
+}  # fmt: skip
+"""Other names of the same functions: gelu_fast has its constant with 10 digits, which float32 does not tell apart."""
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -95,6 +101,9 @@ class Model:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         return cls(read_config(config))
 
+    def flow_of(self, index: int) -> Flow:
+        return self.flow
+
     def config_of(self, index: int) -> Config:
         return self.blocks[index] if self.blocks else self.config
 
@@ -102,7 +111,7 @@ class Model:
         return f"model.layers.{index}"
 
     def block_tensors(self, index: int) -> tuple[str, ...]:
-        linears = [name for stage in self.flow for name in stage.linears]
+        linears = [name for stage in self.flow_of(index) for name in stage.linears]
         biased = [name for name in linears if self.has_bias(name)]
         local = [f"{name}.weight" for name in (*self.norms, *linears)]
         local += [f"{name}.bias" for name in (*(self.norms if self.config.layer_norm else ()), *biased)]
@@ -129,7 +138,10 @@ class Model:
             **{name.rpartition(".")[2]: (config.vocab_size, hidden) for name in (self.ends.embedding, self.ends.head)},
         }  # fmt: skip
 
-    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        return with_prefix(tensors, self.ends, self.block_name(0))
+
+    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array, start: int = 0) -> Array:
         return ops.embed(tokens, weights[f"{self.ends.embedding}.weight"], self.config.embedding_factor)
 
     def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
@@ -162,10 +174,13 @@ def read_config(
             "the groups must divide the heads and head_dim must be even"
         )
     activation = config.get(activation_key, "silu")
+    activation = SAME_ACTIVATIONS.get(str(activation), activation)
     if activation not in ACTIVATIONS:
         raise ArchitectureError(
             f"config.json: {activation_key} {activation!r} is not known; known are {', '.join(ACTIVATIONS)}"
         )
+    rope = Rope.from_config(config, head_dim, partial=partial_rope)
+    positions = whole(config, "max_position_embeddings", MAX_POSITIONS)
     return Config(
         model_type=str(config["model_type"]),
         hidden_size=hidden,
@@ -175,11 +190,11 @@ def read_config(
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=whole(config, "vocab_size"),
-        max_positions=whole(config, "max_position_embeddings", 2048),
+        max_positions=positions if rope.longest is None else min(positions, rope.longest),
         norm_eps=number(config, eps_key, 1e-6),
         activation=activation,
         attention_bias=flag(config, "attention_bias"),
         mlp_bias=flag(config, "mlp_bias"),
         tied_embeddings=flag(config, "tie_word_embeddings"),
-        rope=Rope.from_config(config, head_dim, partial=partial_rope),
+        rope=rope,
     )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Self
 
+from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.models import _experts, llama
 from zeropoint.models._layers import window_of
 from zeropoint.models._values import whole
@@ -39,6 +40,9 @@ class Model(llama.Model):
         read = replace(llama.read_config(config, "num_local_experts"), window=window_of(config, None))
         count = whole(config, "num_local_experts", most=_experts.MAX_EXPERTS)
         return cls(_experts.read_experts(config, read, count, normalized=True))
+
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        return _experts.listed(super().arranged(tensors), NAMES, self.config, self.config.intermediate_size)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         hidden, inner = self.config.hidden_size, self.config.intermediate_size

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.models.rope import Rope
 
 Array = Any
@@ -40,6 +41,9 @@ class Ops(Protocol):
     def embed(self, tokens: Array, table: Array, factor: float = 1.0) -> Array:
         """Return the rows of `table` (vocabulary, hidden) for int tokens (batch, time), times `factor`."""
 
+    def positions(self, tokens: Array, table: Array, start: int) -> Array:
+        """Return the rows start, start + 1, ... of `table` (positions, hidden), one for each of the tokens."""
+
     def linear(self, x: Array, weight: Array, bias: Array | None) -> Array:
         """Return x W^T + b for a prepared weight."""
 
@@ -56,7 +60,7 @@ class Ops(Protocol):
         """Return x (..., sum of widths) in parts of so many features, in their order: of heads, of each head's."""
 
     def rope(self, x: Array, rope: Rope, start: int) -> Array:
-        """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ..."""
+        """Rotate (batch, heads, time, head_dim) by the angles of the positions start, start + 1, ... and its factor."""
 
     def attention(
         self,
@@ -170,8 +174,10 @@ class Config:
     head_dim: features of one head. rope: None where positions are not told. window, attention_scale, attention_softcap:
     as `Ops.attention` has them. logit_softcap: as `Ops.softcap` has it; None for none. norm_offset: what is added to
     every stored gain. layer_norm: norms take the mean away, and have a bias. parallel: attention and MLP of a block
-    read the same stream. embedding_factor: what an embedded token is multiplied by. experts: of a block; 0 for none.
-    experts_per_token: to which a token is sent; normalized_routes: their weights are divided by their sum.
+    read the same stream. embedding_factor: what an embedded token is multiplied by. learned_positions: each of
+    max_positions has a row that is added to what is embedded. experts: of a block; 0 for none. experts_per_token: to
+    which a token is sent; normalized_routes: their weights are divided by their sum. transposed: float files of it have
+    the weights of linears as (cols, rows).
     """
 
     model_type: str
@@ -197,9 +203,18 @@ class Config:
     layer_norm: bool = False
     parallel: bool = False
     embedding_factor: float = 1.0
+    learned_positions: bool = False
     experts: int = 0
     experts_per_token: int = 0
     normalized_routes: bool = False
+    transposed: bool = False
+
+    @property
+    def longest(self) -> int | None:
+        """Return the most tokens that the model can be run for, one after the other; None for any number."""
+        if self.learned_positions:
+            return self.max_positions
+        return None if self.rope is None else self.rope.longest
 
 
 @dataclass(frozen=True)
@@ -256,11 +271,12 @@ class FloatBlock:
 
 @dataclass(frozen=True)
 class Ends:
-    """The modules outside the blocks, by their full names. head: also where it is the embedding."""
+    """The modules outside the blocks, by their full names. head: also where it is the embedding. positions: if any."""
 
     embedding: str = "model.embed_tokens"
     norm: str = "model.norm"
     head: str = "lm_head"
+    positions: str | None = None
 
 
 class Model(Protocol):
@@ -284,7 +300,10 @@ class Model(Protocol):
 
     @property
     def flow(self) -> Flow:
-        """Return the stages of every block."""
+        """Return the stages of a block; where not all are alike, of one with experts."""
+
+    def flow_of(self, index: int) -> Flow:
+        """Return the stages of one block."""
 
     def config_of(self, index: int) -> Config:
         """Return the config of one block."""
@@ -298,8 +317,14 @@ class Model(Protocol):
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one of these tensors, as the config has it."""
 
-    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array) -> Array:
-        """Return (batch, time, hidden) for int tokens (batch, time)."""
+    def arranged(self, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        """Return what a checkpoint holds by the names, and in the parts, that this file has for it.
+
+        tensors: as they are stored. What the architecture does not use comes back, too.
+        """
+
+    def embed(self, ops: Ops, weights: Mapping[str, Array], tokens: Array, start: int = 0) -> Array:
+        """Return (batch, time, hidden) for int tokens (batch, time), the first of which is at the position `start`."""
 
     def head(self, ops: Ops, weights: Mapping[str, Array], x: Array) -> Array:
         """Return logits (batch, time, vocabulary) of the last block's output."""
@@ -330,16 +355,29 @@ def last_norm(model: Model) -> tuple[str, ...]:
     return tuple(f"{model.ends.norm}.{kind}" for kind in kinds)
 
 
+def positions(model: Model) -> tuple[str, ...]:
+    """Return the full name of the table of learned positions, if there is one."""
+    return () if model.ends.positions is None else (f"{model.ends.positions}.weight",)
+
+
 def outer_tensors(model: Model) -> tuple[str, ...]:
     """Return the full names of the tensors outside the blocks: embedding, last norm, and the head if it is another."""
     embedding, *head = (f"{table.name}.weight" for table in tables(model))
-    return (embedding, *last_norm(model), *head)
+    return (embedding, *positions(model), *last_norm(model), *head)
+
+
+def kinds_of_blocks(model: Model) -> tuple[int, ...]:
+    """Return the first block of each kind, those with `model.flow` first; one where all blocks are alike."""
+    first: dict[int, int] = {}
+    for index in range(model.config.layers):
+        first.setdefault(id(model.flow_of(index)), index)
+    return tuple(sorted(first.values(), key=lambda index: model.flow_of(index) is not model.flow))
 
 
 def linear_names(model: Model) -> Iterator[str]:
     """Yield the full name of every linear of every block, in the order of the flow."""
     for index in range(model.config.layers):
-        for stage in model.flow:
+        for stage in model.flow_of(index):
             for name in stage.linears:
                 yield f"{model.block_name(index)}.{name}"
 
@@ -354,8 +392,13 @@ def norm(ops: Ops, config: Config, weights: Mapping[str, Array], name: str, x: A
 
 def expert_names(model: Model) -> set[str]:
     """Return the full names of the linears that only the tokens sent to them read."""
-    names = [name for stage in model.flow if stage.expert is not None for name in stage.linears]
-    return {f"{model.block_name(index)}.{name}" for index in range(model.config.layers) for name in names}
+    return {
+        f"{model.block_name(index)}.{name}"
+        for index in range(model.config.layers)
+        for stage in model.flow_of(index)
+        if stage.expert is not None
+        for name in stage.linears
+    }
 
 
 # Two halves of a stage that most architectures share.

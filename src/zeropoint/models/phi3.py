@@ -3,7 +3,7 @@
     qkv_proj = [q_proj; k_proj; v_proj]       gate_up_proj = [gate_proj; up_proj]       one below the other
 
 They are quantized as they are stored: each row has its own scales, whichever part it belongs to.
-Source: Abdin et al. 2024, arXiv:2404.14219. The long versions have rope type longrope, which is not covered.
+Source: Abdin et al. 2024, arXiv:2404.14219.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from zeropoint.models import llama
 from zeropoint.models._layers import window_of
 from zeropoint.models.parts import Array, Block, Config, Flow, Stage, State, add_to_residual, branch
 
-DEFAULTS: Mapping[str, Any] = {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+DEFAULTS: Mapping[str, Any] = {
+    "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+}  # fmt: skip
 
 
 def attend(block: Block, state: State, outputs: tuple[Array, ...]) -> State:

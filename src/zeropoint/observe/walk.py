@@ -65,7 +65,7 @@ def walk(
     weights may be replaced during the visit. least_tokens: as `Visit` has it.
     """
     for index in range(model.config.layers):
-        yield from visits(load_block(index), index, model.flow, activations, least_tokens=least_tokens)
+        yield from visits(load_block(index), index, model.flow_of(index), activations, least_tokens=least_tokens)
 
 
 def visits(block: Block, index: int, flow: Flow, activations: Activations, *, least_tokens: int = 0) -> Iterator[Visit]:
@@ -97,7 +97,7 @@ def require_finite_output(x: Tensor, index: int) -> Tensor:
 def run_blocks(model: Model, load_block: Callable[[int], Block], activations: Activations) -> Iterator[int]:
     """Run every block over all activations and yield its index: the walk of a judge, who changes nothing."""
     for visit in walk(model, load_block, activations):
-        if visit.stage is model.flow[-1]:
+        if visit.stage is model.flow_of(visit.index)[-1]:
             yield visit.index
 
 

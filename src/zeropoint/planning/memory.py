@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from zeropoint import heap
-from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import RecipeError
-from zeropoint.models.parts import Stage, branch
+from zeropoint.models.parts import Flow, Stage, branch, kinds_of_blocks
 from zeropoint.planning.schemes import Plans, has_shadow, needed, reads_text, scopes
 from zeropoint.recipe import Recipe
 from zeropoint.runtime.weights import HEAD_VALUES, Weights
@@ -152,6 +151,7 @@ class _Work:
     """The shapes of a model and what a recipe does with them.
 
     needed: statistics of inputs, by name. scopes: of the methods of `refine`. walks: models that run over the texts.
+    flows: of each kind of block.
     """
 
     def __init__(self, weights: Weights, plans: Plans, recipe: Recipe) -> None:
@@ -159,6 +159,8 @@ class _Work:
         self.needed, self.scopes = needed(plans), scopes(recipe)
         self.reads_text = reads_text(plans, recipe)
         self.walks = 2 if has_shadow(plans, recipe) else 1
+        self._kinds = kinds_of_blocks(weights.model)
+        self.flows = [weights.model.flow_of(index) for index in self._kinds]
 
     def phases(self, workers: int) -> Iterator[Phase]:
         """Yield what each part of the work holds, without the texts."""
@@ -175,13 +177,27 @@ class _Work:
                 self.text_bytes(),
             )
         windows = {"windows": self._held_out_bytes()} if self.reads_text else {}
+        for flow in self.flows:
+            yield from self._of_block(flow, base, beside | windows, workers)
+        if self.reads_text and recipe.calibration.held_out:
+            judged = {"block": block, "version": block}
+            yield Phase("judge", base | beside | windows | judged, self.text_bytes())
+        yield from self._refinements(base, block)
+        vocab, hidden = self.weights.model.config.vocab_size, self.weights.model.config.hidden_size
+        slab = min(HEAD_VALUES, vocab * hidden)
+        stored = max(self._table_bytes(0), self._table_bytes(-1))  # as they are written, or read as a whole
+        head = {"head": max(stored, slab * FLOAT_BYTES + self._table_bytes(-1) * slab // (vocab * hidden))}
+        logits = LOGIT_COPIES * LOGIT_ROWS * self.weights.model.config.vocab_size * FLOAT_BYTES
+        yield Phase("head", base | head | {"logits": int(logits) if recipe.calibration.held_out else 0})
+
+    def _of_block(self, flow: Flow, base: dict[str, int], beside: dict[str, int], workers: int) -> Iterator[Phase]:
+        """Yield the phases of the stages of a block, of which more and more is in memory."""
         done = 0
-        flow = self.weights.model.flow
         for stage, following in zip(flow, (*flow[1:], None), strict=True):
             branches = [self._branch(stage), 0 if following is None else self._branch(following)]
             shapes = [self._shape(stage, name) for name in stage.linears]
             cols = shapes[0][1]
-            here = base | beside | windows | {"block": done * FLOAT_BYTES, "codes": self._versions() * done}
+            here = base | beside | {"block": done * FLOAT_BYTES, "codes": self._versions() * done}
             texts = [self.text_bytes(branch) if self.reads_text else 0 for branch in branches]
             moments = self._moments() * cols * cols * FLOAT_BYTES
             if self.needed:
@@ -202,16 +218,6 @@ class _Work:
             if self.reads_text:
                 run = {"block": done * FLOAT_BYTES, "batch": self._stage_bytes(stage)}
                 yield Phase("run", here | run, max(texts))
-        if self.reads_text and recipe.calibration.held_out:
-            judged = {"block": block, "version": block}
-            yield Phase("judge", base | beside | windows | judged, self.text_bytes())
-        yield from self._refinements(base, block)
-        vocab, hidden = self.weights.model.config.vocab_size, self.weights.model.config.hidden_size
-        slab = min(HEAD_VALUES, vocab * hidden)
-        stored = max(self._table_bytes(0), self._table_bytes(-1))  # as they are written, or read as a whole
-        head = {"head": max(stored, slab * FLOAT_BYTES + self._table_bytes(-1) * slab // (vocab * hidden))}
-        logits = LOGIT_COPIES * LOGIT_ROWS * self.weights.model.config.vocab_size * FLOAT_BYTES
-        yield Phase("head", base | head | {"logits": int(logits) if recipe.calibration.held_out else 0})
 
     def _refinements(self, base: dict[str, int], block: int) -> Iterator[Phase]:
         for scope in self.scopes:
@@ -242,22 +248,24 @@ class _Work:
         return ("second_moment" in self.needed) + ("drift" in self.needed)
 
     def _shape(self, stage: Stage, name: str) -> tuple[int, int]:
-        info: TensorInfo = self.weights.checkpoint.tensors[f"{self.weights.model.block_name(0)}.{name}.weight"]
-        rows, cols = info.shape
+        tensors, model = self.weights.checkpoint.tensors, self.weights.model
+        names = (f"{model.block_name(index)}.{name}.weight" for index in self._kinds)
+        rows, cols = next(tensors[each] for each in names if each in tensors).shape
         return rows, cols
 
     def _block_floats(self) -> int:
-        """Return how many weights the linears of a block have."""
-        flow = self.weights.model.flow
-        return sum(math.prod(self._shape(stage, name)) for stage in flow for name in stage.linears)
+        """Return how many weights the linears of the largest block have."""
+        return max(
+            sum(math.prod(self._shape(stage, name)) for stage in flow for name in stage.linears) for flow in self.flows
+        )
 
     def _stage_bytes(self, stage: Stage) -> int:
         """Return what a batch takes on its way through a stage: its input, its outputs, and heads in another order."""
         options = self.recipe.calibration
         shapes = [self._shape(stage, name) for name in stage.linears]
         values = shapes[0][1] + sum(rows for rows, _ in shapes)
-        config, flow = self.weights.model.config, self.weights.model.flow
-        if any(after.values for before, after in pairwise(flow) if before is stage):
+        config = self.weights.model.config
+        if any(after.values for flow in self.flows for before, after in pairwise(flow) if before is stage):
             # queries and keys are rotated, keys and values repeated for the heads that share them
             values += (3 * config.heads + 2 * config.kv_heads) * config.head_dim
         return options.batch * options.length * values * FLOAT_BYTES
@@ -268,11 +276,11 @@ class _Work:
         y = self._shape(stage, stage.linears[0])[1] if stage.enter is branch else 0
         if stage.expert is not None:  # what all experts read, the routes, and the sum; more tokens than is its share
             return int(y * min(1.0, UNEVEN * stage.share(config))) + 2 * config.hidden_size + config.experts
-        behind_attention = stage in self.weights.model.flow[2:]
+        behind_attention = any(stage in flow[2:] for flow in self.flows)
         return y + (config.hidden_size if config.parallel and behind_attention else 0)
 
     def _batch_bytes(self) -> int:
-        return max(self._stage_bytes(stage) for stage in self.weights.model.flow)
+        return max(self._stage_bytes(stage) for flow in self.flows for stage in flow)
 
     def _versions(self) -> int:
         """Return how many versions of a weight are kept until its block is done: one for each stage of the work."""

@@ -85,7 +85,7 @@ def prepare(weights: Weights, recipe: Recipe) -> Prepared:
     model = weights.model
     planned, inputs = schemes.schemes_of(plans), schemes.inputs_of(plans)
     config = file_format.config(planned, inputs, tables, head=model.ends.head, part=model.part)
-    note = file_format.note(config, experts=model.config.experts > 0)
+    note = file_format.note(config, experts=model.config.experts > 0, transposed=model.config.transposed)
     return Prepared(weights, recipe, plans, tables, file_format, note)
 
 
@@ -196,6 +196,8 @@ def _why_float(name: str, layer: str, prepared: Prepared, *, used: bool) -> str:
         return "embeddings = 'stored'"
     if not used:
         return "copied: the architecture does not use it"
+    if layer == prepared.weights.model.ends.positions:
+        return "positions"
     return "a bias" if name.endswith(".bias") else "a norm"
 
 

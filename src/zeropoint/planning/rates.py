@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zeropoint import find
-from zeropoint.models.parts import FloatBlock
+from zeropoint.models.parts import FloatBlock, kinds_of_blocks
 from zeropoint.planning.schemes import Plans, scope_of
 from zeropoint.qparams.affine import fake_quantize
 from zeropoint.qparams.choose import choose_qparams
@@ -85,7 +85,8 @@ def _pieces(weights: Weights, recipe: Recipe, plan: LayerPlan | None) -> Iterato
     yield PRODUCT, 2 * PRODUCT_SIZE**3, lambda: a @ a
     block = _block(weights)
     if block is not None:
-        ops, flow = TorchOps(getattr(torch, recipe.calibration.dtype)), weights.model.flow
+        ops = TorchOps(getattr(torch, recipe.calibration.dtype))
+        flow = weights.model.flow
         prepared = block.prepare(ops, flow)
         length = min(recipe.calibration.length, BLOCK_TOKENS)
         x = torch.randn(max(1, min(recipe.calibration.batch, BLOCK_TOKENS // length)), length, block.config.hidden_size)
@@ -134,7 +135,7 @@ def _refining(choice: Choice, rounded: QTensor, stats: dict[str, Stats]) -> Call
 
 def _slab_shape(weights: Weights, plan: LayerPlan) -> tuple[int, int]:
     """Return the shape of a weight like those of the first block, but not larger than a measurement may take."""
-    name = f"{weights.model.block_name(0)}.{weights.model.flow[0].linears[0]}.weight"
+    name = f"{weights.model.block_name(0)}.{weights.model.flow_of(0)[0].linears[0]}.weight"
     rows, cols = weights.checkpoint.tensors[name].shape
     size = plan.scheme.group_size if plan.scheme.granularity == "group" else None
     cols = min(cols, SLAB_COLS)
@@ -143,12 +144,13 @@ def _slab_shape(weights: Weights, plan: LayerPlan) -> tuple[int, int]:
 
 def _block(weights: Weights) -> FloatBlock | None:
     """Return a block of random weights in the model's shapes; None if it is too large to try."""
-    name = weights.model.block_name(0)
-    shapes = {each: weights.checkpoint.tensors[each].shape for each in weights.model.block_tensors(0)}
+    index = kinds_of_blocks(weights.model)[0]
+    name = weights.model.block_name(index)
+    shapes = {each: weights.checkpoint.tensors[each].shape for each in weights.model.block_tensors(index)}
     if sum(torch.Size(shape).numel() for shape in shapes.values()) > BLOCK_WEIGHTS:
         return None
     random = torch.Generator().manual_seed(0)
     tensors = {
         each.removeprefix(f"{name}."): torch.randn(shape, generator=random).mul_(0.02) for each, shape in shapes.items()
     }
-    return FloatBlock(name, weights.model.config_of(0), tensors, {})
+    return FloatBlock(name, weights.model.config_of(index), tensors, {})

@@ -48,8 +48,10 @@ def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
 
 def routers(model: Model) -> Iterator[str]:
     """Yield the linears that stay float in every recipe: a token that is sent elsewhere is lost whole."""
-    names = [name for stage in model.flow if stage.router for name in stage.linears]
-    yield from (f"{model.block_name(index)}.{name}" for index in range(model.config.layers) for name in names)
+    for index in range(model.config.layers):
+        for stage in model.flow_of(index):
+            if stage.router:
+                yield from (f"{model.block_name(index)}.{name}" for name in stage.linears)
 
 
 def schemes_of(plans: Plans) -> dict[str, Scheme | None]:

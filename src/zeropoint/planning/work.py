@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from zeropoint.evaluation.size import stored_bytes
-from zeropoint.models.parts import Stage, linear_names
+from zeropoint.models.parts import Stage, kinds_of_blocks, linear_names
 from zeropoint.planning.rates import FORWARD, PRODUCT, SLAB_COLS, TRIAL, Rates, measure
 from zeropoint.planning.schemes import Plans, has_shadow, needed
 from zeropoint.recipe import Recipe
@@ -48,7 +48,7 @@ def _stages(weights: Weights, recipe: Recipe, plans: Plans, rates: Rates) -> Ite
     model, options = weights.model, recipe.calibration
     config = model.config
     shapes = {name: weights.checkpoint.tensors[f"{name}.weight"].shape for name in linear_names(model)}
-    block = model.block_name(0)
+    block = model.block_name(kinds_of_blocks(model)[0])
     of_block = [(stage, [shapes[f"{block}.{name}"] for name in stage.linears]) for stage in model.flow]
     every = config.layers * sum(stage.share(config) * sum(map(math.prod, its)) for stage, its in of_block)
     count = sum(math.prod(shape) for name, shape in shapes.items() if plans[name] is not None)

@@ -156,6 +156,10 @@ def quantized(result: QuantizeResult, *, all_rows: bool = False) -> RenderableTy
         parts.append(Text(f"biases corrected in {corrected:,} of {len(result.layers):,} layers{others}"))
     if result.skipped:
         parts.append(Text(f"copied as they are, being no part of the text model: {_shortened(result.skipped)}"))
+    if result.left_out:
+        parts.append(
+            Text(f"left out, being made anew by whoever runs the model, or stored twice: {_shortened(result.left_out)}")
+        )
     for note in (result.format_note, result.transform_note):
         if note is not None:
             parts.append(Text(_plain(note), style=WORST))

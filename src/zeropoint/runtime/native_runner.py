@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from zeropoint import _native, heap
 from zeropoint.checkpoint.reader import as_float32
 from zeropoint.errors import InputError, InternalError
-from zeropoint.models.parts import Block, Config, expert_names, last_norm
+from zeropoint.models.parts import Block, Config, expert_names, last_norm, positions
 from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_native import LayerPart, NativeLinear, NativeOps, Operation, compile_program
+from zeropoint.runtime.runner import require_room
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import PackedWeight, RunActivations, RunEmbeddings, Scheme, StoredArray
 
@@ -103,7 +104,7 @@ class NativeRunner:
         """Return a session with an empty cache."""
         config = self._config
         cache = _native.Cache(config.layers, config.kv_heads, config.head_dim, self.kv_cache)
-        return NativeSession(self._program, cache, config.vocab_size)
+        return NativeSession(self._program, cache, config)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return logits (time, vocabulary)."""
@@ -136,12 +137,13 @@ def _record(weights: Weights, loader: _Loader, *, rounded: bool) -> tuple[tuple[
     table = loader.table(embedding, rounded=rounded)
     head = table
     if own_head:
-        loader.looked_up_bytes = table.bytes
+        loader.looked_up_bytes += table.bytes
         head = loader.table(own_head[0], rounded=rounded)
-    x = model.embed(ops, {f"{embedding}.weight": table}, None)
+    rows = {name: loader.row_table(name) for name in positions(model)}
+    x = model.embed(ops, {f"{embedding}.weight": table} | rows, None)
     for index in range(model.config.layers):
         block = Block(model.config_of(index), ops, loader.block(index))
-        x = block.run(model.flow, x, LayerPart(index))
+        x = block.run(model.flow_of(index), x, LayerPart(index))
     begin_head = len(ops.operations)
     norm = {name: loader.vector(name) for name in last_norm(model)}
     model.head(ops, norm | {f"{model.ends.head}.weight": head}, x)
@@ -151,10 +153,11 @@ def _record(weights: Weights, loader: _Loader, *, rounded: bool) -> tuple[tuple[
 class NativeSession:
     """One conversation; see `zeropoint.runtime.runner.Session`."""
 
-    def __init__(self, program: _native.Program, cache: _native.Cache, vocab_size: int) -> None:
+    def __init__(self, program: _native.Program, cache: _native.Cache, config: Config) -> None:
         self._program = program
         self._cache = cache
-        self._vocab_size = vocab_size
+        self._config = config
+        self._vocab_size = vocab_size = config.vocab_size
         self._row = np.empty((1, -(-vocab_size // _native.CHUNK) * _native.CHUNK), np.float32)
 
     @property
@@ -190,6 +193,7 @@ class NativeSession:
             raise InternalError("there are no tokens to run")
         if int(ids.min()) < 0 or int(ids.max()) >= self._vocab_size:
             raise InputError(f"tokens are 0 to {self._vocab_size - 1}; got {int(ids.min())} to {int(ids.max())}")
+        require_room(self._config, self.length + ids.size)
         return ids
 
 
@@ -258,6 +262,12 @@ class _Loader:
         halves = self._comes_as_bfloat16(full)
         self._in_slabs(full, weight.round_bf16 if halves else weight.round_f32, as_stored=halves)
         return self._counted(weight)
+
+    def row_table(self, name: str) -> _native.Weight:
+        """Return a table whose rows are only looked up, as it is stored."""
+        weight = self._counted(self._float(name))
+        self.looked_up_bytes += weight.bytes
+        return weight
 
     def _table_of_codes(self, name: str, scheme: Scheme) -> _native.Weight:
         """Return an embedding or a head from the integers of the file, read some rows at a time."""

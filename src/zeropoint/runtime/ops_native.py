@@ -27,6 +27,7 @@ from zeropoint.types import InputParams, RunActivations
 
 Kind = Literal[
     "embed",
+    "positions",
     "norm",
     "linear",
     "rope",
@@ -126,6 +127,10 @@ class NativeOps:
     def embed(self, tokens: None, table: _native.Weight, factor: float = 1.0) -> Value:
         """Record the look-up of the tokens at hand."""
         return self._record("embed", (), table.cols, table=table, factor=factor)
+
+    def positions(self, tokens: None, table: _native.Weight, start: int) -> Value:
+        """Record the look-up of the positions at hand; they begin at the length of the cache when the program runs."""
+        return self._record("positions", (), table.cols, table=table, first=start)
 
     def linear(self, x: Value, weight: NativeLinear | _native.Weight, bias: NDArray[np.float32] | None) -> Value:
         """Record x W^T + b."""
@@ -271,6 +276,10 @@ class _Compiler:
     def _emit_embed(self, at: int, operation: Operation) -> None:
         self.program.embed(operation.detail["table"], self._new(operation.out), operation.detail["factor"])
 
+    def _emit_positions(self, at: int, operation: Operation) -> None:
+        detail = operation.detail
+        self.program.embed(detail["table"], self._new(operation.out), first_position=detail["first"])
+
     def _emit_norm(self, at: int, operation: Operation) -> None:
         source = self._slots[operation.inputs[0].index]
         detail, out = operation.detail, self._new(operation.out)
@@ -288,7 +297,7 @@ class _Compiler:
         self._take_over(at, x, operation.out)
         rope: Rope = operation.detail["rope"]
         if rope not in self._ropes:
-            self._ropes[rope] = self.program.rope_table(rope.frequencies())
+            self._ropes[rope] = self.program.rope_table(rope.frequencies(), rope.factor)
         heads = operation.detail["heads"]
         self.program.rope(self._slots[operation.out.index], heads, x.width // heads, self._ropes[rope])
 

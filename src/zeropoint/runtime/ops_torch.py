@@ -74,6 +74,9 @@ class TorchOps:
             found = restore(codes).view(*tokens.shape, -1)
         return found if factor == 1.0 else found * factor
 
+    def positions(self, tokens: Tensor, table: Tensor, start: int) -> Tensor:
+        return table[start : start + tokens.shape[-1]].float().expand(*tokens.shape, -1)
+
     def linear(self, x: Tensor, weight: TorchLinear, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         rows = (rows if weight.input is None else round_input(rows, weight.input)).to(self.dtype)
@@ -247,6 +250,6 @@ def _table_length(positions: int) -> int:
 
 @lru_cache(maxsize=8)
 def _rope_table(rope: Rope, positions: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of every angle: float32 (positions, rotated / 2)."""
+    """Return cos and sin of every angle, times the rope's factor: float32 (positions, rotated / 2)."""
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), torch.from_numpy(rope.frequencies()))
-    return angles.cos(), angles.sin()
+    return angles.cos() * rope.factor, angles.sin() * rope.factor

@@ -8,6 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from zeropoint.errors import InputError
+from zeropoint.models.parts import Config
+
 
 class Session(Protocol):
     """One conversation: a cache of keys and values that holds the tokens seen so far."""
@@ -42,3 +45,11 @@ class Runner(Protocol):
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Return logits (time, vocabulary), one row for each of the tokens, at least one."""
+
+
+def require_room(config: Config, length: int) -> None:
+    """Refuse more tokens in a row than a model has positions for. Raises: InputError."""
+    if config.longest is not None and length > config.longest:
+        raise InputError(
+            f"{length} tokens are more than the {config.longest} that this model has positions for; give fewer"
+        )

@@ -13,6 +13,7 @@ from zeropoint.errors import InternalError
 from zeropoint.runtime.cache import TorchLayerCache
 from zeropoint.runtime.choices import CacheDtype, Choices
 from zeropoint.runtime.ops_torch import TorchOps
+from zeropoint.runtime.runner import require_room
 from zeropoint.runtime.weights import Weights
 
 
@@ -50,9 +51,11 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, tokens: Sequence[int], past: list[TorchLayerCache] | None) -> NDArray[np.float32]:
         """Return logits (time, vocabulary): of all tokens without a cache, of the last one with it."""
-        x = self._model.embed(self._ops, self._embedding, torch.as_tensor(tokens)[None])
+        start = past[0].length if past is not None else 0
+        require_room(self._model.config, start + len(tokens))
+        x = self._model.embed(self._ops, self._embedding, torch.as_tensor(tokens)[None], start)
         for index, block in enumerate(self._blocks):
-            x = block.run(self._model.flow, x, past[index] if past is not None else None)
+            x = block.run(self._model.flow_of(index), x, past[index] if past is not None else None)
         logits: Tensor = self._model.head(self._ops, self._head, x if past is None else x[:, -1:])
         found: NDArray[np.float32] = logits[0].numpy()
         return found

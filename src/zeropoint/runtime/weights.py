@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from zeropoint import find
 from zeropoint.checkpoint.finite import require_finite
-from zeropoint.checkpoint.reader import Checkpoint
+from zeropoint.checkpoint.reader import Checkpoint, TensorInfo
 from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import CheckpointError
 from zeropoint.models import load_model
-from zeropoint.models.parts import Block, FloatBlock, Model, Ops, Table, last_norm, linear_names, outer_tensors, tables
+from zeropoint.models._names import is_constant
+from zeropoint.models.parts import (
+    Block,
+    FloatBlock,
+    Model,
+    Ops,
+    Table,
+    last_norm,
+    linear_names,
+    outer_tensors,
+    positions,
+    tables,
+)
 from zeropoint.types import InputScheme, PackedWeight, QTensor, Scheme, StoredArray
 
 if TYPE_CHECKING:
@@ -30,15 +43,22 @@ class Weights:
 
     model: the architecture. schemes: for each linear of the blocks its scheme, or None where it is float.
     inputs: for each of them how its input is rounded, or None where it stays float.
+    left_out: names of tensors that nobody reads: a head that is the embedding again, and what is in
+    `zeropoint.models._names`; no output has them.
     tables: embedding and head, one where they are tied. table_schemes: for the name of each its scheme, or None.
     Raises: CheckpointError if a tensor that the architecture needs is missing, or is not what config.json says.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
         self.model: Model = load_model(checkpoint.config, checkpoint.tensors)
+        self.checkpoint, self.left_out = _arranged(checkpoint, self.model)
+        if _has_head_beside(self.model, self.checkpoint.tensors):
+            # it is not the embedding, whatever is usual for the architecture, and config.json does not say that it is
+            self.model = load_model({**checkpoint.config, "tie_word_embeddings": False}, checkpoint.tensors)
+        checkpoint = self.checkpoint
         config, count = self.model.config, len(checkpoint.tensors)
-        if config.layers * max(1, config.experts) > count:  # before a name for each of them is made
+        of_blocks = sum(max(1, self.model.config_of(index).experts) for index in range(config.layers))
+        if of_blocks > count:  # before a name for each of them is made
             experts = f" of {config.experts} experts each" if config.experts else ""
             raise CheckpointError(
                 f"{checkpoint.path}: num_hidden_layers is {config.layers}{experts}, and there are {count} tensors; "
@@ -159,7 +179,7 @@ class Weights:
     def embed(self, ops: Ops, tokens: Tensor, batch: int) -> Iterator[Tensor]:
         """Yield the embedded windows, `batch` at a time: float32 (batch, length, hidden).
 
-        tokens: int64 (windows, length). The table is in memory only meanwhile.
+        tokens: int64 (windows, length). The tables are in memory only meanwhile.
         """
         import torch
 
@@ -168,9 +188,13 @@ class Weights:
             yield self.model.embed(ops, embedding, part)
 
     def embedding(self) -> dict[str, Tensor | QTensor]:
-        """Return what `Model.embed` needs: the embedding table as it is stored."""
+        """Return what `Model.embed` needs: the embedding as it is stored, and the table of positions, if any."""
         name = self.tables[0].name
-        return {f"{name}.weight": self.table(name)}
+        return {f"{name}.weight": self.table(name)} | self.positions()
+
+    def positions(self) -> dict[str, Tensor]:
+        """Return the table of learned positions by its full name; {} if there is none."""
+        return {name: self.read(name) for name in positions(self.model)}
 
     def head(self, ops: Ops) -> dict[str, Any]:
         """Return what `Model.head` needs: the last norm, and the head prepared for `ops` (the embedding when tied)."""
@@ -284,12 +308,12 @@ class Weights:
             if name in codes:
                 self._require_vocabulary(name, info.shape)
                 continue
-            self._require_shape(name, info.shape, self.model.shape(name))
             if info.dtype in DTYPES and info.dtype not in FLOATS:
                 raise CheckpointError(
                     f"{self.checkpoint.path}: {name} is stored as {info.dtype}, and nothing says how it is quantized; "
                     f"{', '.join(FLOATS)} are read as they are"
                 )
+            self._require_shape(name, info.shape, self.model.shape(name))
 
     def _require_vocabulary(self, name: str, shape: tuple[int, ...]) -> None:
         rows = self.model.config.vocab_size
@@ -305,6 +329,29 @@ class Weights:
                 f"{self.checkpoint.path}: {name} has the shape {found}, and by config.json {wanted}; "
                 "config.json belongs to another model"
             )
+
+
+def _arranged(checkpoint: Checkpoint, model: Model) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Return the checkpoint with its tensors as the architecture calls them, and the names of what nobody reads."""
+    tensors = model.arranged(checkpoint.tensors)
+    head, embedding = (f"{name}.weight" for name in (model.ends.head, model.ends.embedding))
+    if model.config.tied_embeddings and head in tensors and checkpoint.tied.get(embedding) == head:
+        only = replace(tensors[head], name=embedding)  # under the other of its two names
+        tensors = {embedding: only, **{name: info for name, info in tensors.items() if name != head}}
+    found = checkpoint if tensors is checkpoint.tensors else checkpoint.arranged(tensors)
+    left_out = {name for name in tensors if is_constant(name, model.block_name(0))}
+    if _has_head_beside(model, tensors) and head in found.tied:
+        left_out.add(head)
+    if left_out:
+        found = found.arranged({name: info for name, info in tensors.items() if name not in left_out})
+    return found, tuple(sorted(left_out))
+
+
+def _has_head_beside(model: Model, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Say whether the file has a float head beside the embedding, although the model's is its embedding."""
+    names = (f"{model.ends.head}.weight", f"{model.ends.embedding}.weight")
+    both = all(name in tensors and tensors[name].dtype in FLOATS for name in names)
+    return model.config.tied_embeddings and both
 
 
 def _format_of(quantization: object) -> Any:
