@@ -119,6 +119,10 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "one kv head": {"num_key_value_heads": 1, "head_dim": 20},
         "biased": {"attention_bias": True, "tie_word_embeddings": True},
     },
+    "opt": {
+        "untied": {"ffn_dim": 72, "word_embed_proj_dim": 48, "tie_word_embeddings": False},
+        "plain": {"ffn_dim": 80, "word_embed_proj_dim": 48, "activation_function": "gelu"},
+    },
     "phi3": {
         "plain": {"num_key_value_heads": 4},
         "longrope, of a part": {

@@ -51,6 +51,16 @@ def gpt2(hidden: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def opt(hidden: int, inner: int, layers: int, heads: int, **others: Any) -> dict[str, Any]:
+    """An OPT."""
+    return {
+        "model_type": "opt", "hidden_size": hidden, "ffn_dim": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "vocab_size": 50272, "word_embed_proj_dim": hidden, "activation_function": "relu",
+        "do_layer_norm_before": True, "_remove_final_layer_norm": False, "max_position_embeddings": 2048,
+        "torch_dtype": "float16", "prefix": "</s>", **others,
+    }  # fmt: skip
+
+
 def phi3(*shape: int, **others: Any) -> dict[str, Any]:
     """A Phi-3."""
     common = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False}
@@ -243,6 +253,8 @@ ACCEPTED: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 16384, "mlp_type": "default", "norm_epsilon": 1e-5, "norm_type": "layer_norm",
         "rope_theta": 100000, "sliding_window": 4096, "use_bias": True, "torch_dtype": "float32",
     },
+    "opt-125m": opt(768, 3072, 12, 12),
+    "opt-1.3b": opt(2048, 8192, 24, 32),
     "Mixtral-8x7B-v0.1": {
         **llama(4096, 14336, 32, 32, 8, 32000, max_position_embeddings=32768, rope_theta=1000000.0),
         "model_type": "mixtral", "num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": False,
@@ -317,6 +329,10 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
             sliding_window=512, _sliding_window_pattern=6, use_bidirectional_attention=True,
         ),
         "use_bidirectional_attention is True",
+    ),
+    "opt-350m": (
+        {**opt(1024, 4096, 24, 16), "do_layer_norm_before": False, "word_embed_proj_dim": 512},
+        "do_layer_norm_before is False; that is not covered for an opt model",
     ),
     "granite-3.1-2b-base": (
         {"model_type": "granite", **sizes(2048, 8192, 40, 32, 8, 49152)}, "model_type is 'granite'; the architectures"

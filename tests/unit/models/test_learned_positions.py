@@ -1,4 +1,4 @@
-"""GPT-2: positions end where their table does, and GPT-2's float weights stay transposed in the output."""
+"""GPT-2 and OPT: positions end where their table does, and GPT-2's float weights stay transposed in the output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOAT_OUTPUTS = 'rules=[{layers=["*c_proj"], keep_float=true}]'
 
 
 @pytest.mark.parametrize("runtime", ["torch", "native"])
-@pytest.mark.parametrize("name", ["gpt2"])
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
 def test_a_text_may_be_as_long_as_the_table_and_no_longer(name: str, runtime: Any, tmp_path: Path) -> None:
     make(tmp_path, name, "plain")
     model = load(tmp_path, runtime=runtime)
@@ -103,8 +103,8 @@ def test_that_transformers_does_not_open_its_integers_is_so_and_is_said(tmp_path
         logits = theirs(torch.tensor([TOKENS])).logits[0]
     ours = torch.from_numpy(load(tmp_path / "out", runtime="torch").logits(TOKENS))
     assert float((logits - ours).abs().max()) > 0.1 * float(ours.abs().max())  # with weights that are random
-    make(tmp_path / "llama", "llama", "plain")
-    assert "Conv1D" not in zeropoint.plan(tmp_path / "llama", recipe=recipe, bench_s=0).loads
+    make(tmp_path / "opt", "opt", "plain")
+    assert "Conv1D" not in zeropoint.plan(tmp_path / "opt", recipe=recipe, bench_s=0).loads
 
 
 def test_it_is_exported_to_no_other_engine(tmp_path: Path) -> None:

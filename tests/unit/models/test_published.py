@@ -29,7 +29,7 @@ def newer(config: Mapping[str, Any]) -> dict[str, Any]:
         found["text_config"] = newer(found["text_config"])
     if "torch_dtype" in found:
         found["dtype"] = found.pop("torch_dtype")
-    if found.get("model_type") in ("gemma3_text", "gpt2", "gemma3", "llava", "llava_next", "mistral3"):
+    if found.get("model_type") in ("gemma3_text", "gpt2", "opt", "gemma3", "llava", "llava_next", "mistral3"):
         return found  # two ropes, none, or those of the text model
     rope = dict(found.pop("rope_scaling", None) or {})
     theta = found.pop("rope_theta", found.pop("rotary_emb_base", None))
@@ -66,6 +66,12 @@ GPT2 = {
     "mlp.c_fc.weight": "hi", "mlp.c_fc.bias": "i", "mlp.c_proj.weight": "ih", "mlp.c_proj.bias": "h",
     **{f"{norm}.{kind}": "h" for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")},
 }  # fmt: skip
+OPT = {
+    **{f"self_attn.{linear}_proj.{kind}": of for linear in ("q", "k", "v", "out") for kind, of in
+       (("weight", "hh"), ("bias", "h"))},
+    "fc1.weight": "ih", "fc1.bias": "i", "fc2.weight": "hi", "fc2.bias": "h",
+    **{f"{norm}.{kind}": "h" for norm in ("self_attn_layer_norm", "final_layer_norm") for kind in ("weight", "bias")},
+}  # fmt: skip
 BLOCKS: Mapping[str, Mapping[str, str]] = {
     "llama": LLAMA, "mistral": LLAMA, "smollm3": LLAMA, "gemma": LLAMA,
     "qwen2": {**LLAMA, **BIASES}, "qwen3": {**LLAMA, **HEAD_NORMS},
@@ -91,7 +97,7 @@ BLOCKS: Mapping[str, Mapping[str, str]] = {
         "mlp.c_proj.weight": "hi", "mlp.c_proj.bias": "h", **NORMS,
         "input_layernorm.bias": "h", "post_attention_layernorm.bias": "h",
     },
-    "gpt_neox": NEOX, "gpt2": GPT2,
+    "gpt_neox": NEOX, "gpt2": GPT2, "opt": OPT,
 }  # fmt: skip
 OUTER: Mapping[str, Mapping[str, str]] = {
     "gpt_neox": {
@@ -99,6 +105,10 @@ OUTER: Mapping[str, Mapping[str, str]] = {
         "gpt_neox.final_layer_norm.bias": "h", "embed_out.weight": "vh",
     },
     "gpt2": {"wte.weight": "vh", "wpe.weight": "ph", "ln_f.weight": "h", "ln_f.bias": "h"},
+    "opt": {
+        "model.decoder.embed_tokens.weight": "vh", "model.decoder.embed_positions.weight": "ph",
+        "model.decoder.final_layer_norm.weight": "h", "model.decoder.final_layer_norm.bias": "h",
+    },
     "starcoder2": {"model.embed_tokens.weight": "vh", "model.norm.weight": "h", "model.norm.bias": "h"},
 }  # fmt: skip
 TWO = {"3hh": ("3h", "h"), "h3h": ("h", "3h"), "qkkh": ("qkk", "h"), "iih": ("ii", "h"), "3h": ("3h",)}
@@ -111,11 +121,11 @@ def tensors_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden = config.get("hidden_size") or config["n_embd"]
     head_dim = config.get("head_dim") or hidden // heads
     letters = {
-        "h": hidden, "i": config.get("intermediate_size", 4 * hidden), "d": head_dim,
+        "h": hidden, "i": config.get("intermediate_size") or config.get("ffn_dim", 4 * hidden), "d": head_dim,
         "q": heads * head_dim,
         "k": config.get("num_key_value_heads", heads) * head_dim, "v": config["vocab_size"], "3h": 3 * hidden,
         "e": config.get("num_experts") or config.get("num_local_experts", 0), "x": config.get("moe_intermediate_size"),
-        "p": config.get("n_positions"),
+        "p": config.get("n_positions") or config.get("max_position_embeddings", 0) + 2,  # OPT begins with the third row
     }  # fmt: skip
     letters |= {"qkk": letters["q"] + 2 * letters["k"], "ii": 2 * letters["i"]}
 
@@ -125,7 +135,7 @@ def tensors_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     head = {} if config.get("tie_word_embeddings", True) else {"lm_head.weight": "vh"}
     outer = OUTER.get(model_type, {"model.embed_tokens.weight": "vh", "model.norm.weight": "h", **head})
     found = {name: shape(of) for name, of in outer.items()}
-    prefix = {"gpt_neox": "gpt_neox.layers", "gpt2": "h"}.get(model_type, "model.layers")
+    prefix = {"gpt_neox": "gpt_neox.layers", "gpt2": "h", "opt": "model.decoder.layers"}.get(model_type, "model.layers")
     for index in range(config.get("num_hidden_layers") or config["n_layer"]):
         for name, of in BLOCKS[model_type].items():
             for expert in range(letters["e"] if "{e}" in name else 1):

@@ -11,7 +11,7 @@ from zeropoint.models import load_model
 
 SIZES = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "vocab_size": 260, "pad_token_id": 0,
+    "num_key_value_heads": 2, "vocab_size": 260, "pad_token_id": 0, "ffn_dim": 32,
 }  # fmt: skip
 
 
@@ -36,6 +36,10 @@ SIZES = {
         ("gpt_neox", {"rotary_pct": 0.1}, "says that 1 of 16 features of a head are rotated"),
         ("gpt_neox", {"use_parallel_residual": 1.5}, "use_parallel_residual is 1.5; true or false"),
         ("gpt_neox", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic' is not known"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before is False; that is not covered for an opt model"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim is 16 and hidden_size 32; an embedding of another"),
+        ("opt", {"enable_bias": False}, "enable_bias is False"),
+        ("opt", {"hidden_size": 33}, "hidden_size 33 does not split into 2 heads"),
         ("mistral", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0; a positive integer"),
         ("qwen2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),

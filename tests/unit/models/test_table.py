@@ -21,7 +21,7 @@ REAL = {"llama": "SmolLM2-135M"}
 
 CONFIG = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
-    "num_key_value_heads": 2, "vocab_size": 260, "moe_intermediate_size": 32,
+    "num_key_value_heads": 2, "vocab_size": 260, "moe_intermediate_size": 32, "ffn_dim": 32,
 }  # fmt: skip
 
 
