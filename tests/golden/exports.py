@@ -22,12 +22,14 @@ FILE = Path(__file__).parent / "exports.json"
 BLOCKS: dict[str, tuple[tuple[int, int], Scheme]] = {
     "Q4_0": ((2, 64), Scheme(4, True, "group", 32)),
     "Q4_1": ((2, 64), Scheme(4, False, "group", 64)),
+    "Q5_0": ((2, 64), Scheme(5, True, "group", 32)),
+    "Q5_1": ((2, 32), Scheme(5, False, "group", 32)),
     "Q8_0": ((2, 32), Scheme(8, True, "channel", None)),
 }
 
 
 def integers(shape: tuple[int, int], scheme: Scheme) -> Integers:
-    """Return the weight of formats.qtensor; scales have 7 significant bits, so that GGUF's minima are exact."""
+    """Return the weight of formats.qtensor; scales have 6 significant bits, so that GGUF's minima are exact."""
     q = qtensor(shape, scheme)
     zero_point = None if q.qparams.zero_point is None else q.qparams.zero_point.numpy().astype(np.int8)
     scale = np.round(q.qparams.scale.numpy() * 2**13) / 2**13

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+SIZES = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
 
 
 def values(data: bytes, kind: str) -> Iterator[float]:
@@ -16,7 +16,12 @@ def values(data: bytes, kind: str) -> Iterator[float]:
         if kind == "Q8_0":
             yield from (scale * code for code in struct.unpack_from("<32b", block, 2))
             continue
-        (minimum,) = struct.unpack_from("<e", block, 2) if kind == "Q4_1" else (-8 * scale,)
+        (minimum,) = (
+            struct.unpack_from("<e", block, 2) if kind[-1] == "1" else (-(16 if kind[1] == "5" else 8) * scale,)
+        )
         halves = block[-16:]
         codes = [byte & 15 for byte in halves] + [byte >> 4 for byte in halves]
+        if kind[1] == "5":
+            (upper,) = struct.unpack_from("<I", block, len(block) - 20)
+            codes = [code + 16 * (upper >> column & 1) for column, code in enumerate(codes)]
         yield from (scale * code + minimum for code in codes)

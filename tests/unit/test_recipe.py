@@ -60,13 +60,15 @@ def test_every_preset_loads_under_its_own_name_and_its_options_are_known(name: s
 
 def test_the_presets_are_those_promised() -> None:
     assert presets() == (
-        *("gguf_q4_0", "gguf_q4_1", "gguf_q8_0"),
+        *("gguf_q4_0", "gguf_q4_1", "gguf_q5_0", "gguf_q5_1", "gguf_q8_0"),
         *("w2a16", "w3a16", "w4a16", "w4a16_asym", "w4a16_channel", "w4a8", "w8a16", "w8a8", "w8a8_static"),
     )
     halves = {"group_size": 32, "scale_dtype": "float16"}
     assert load_recipe("gguf_q4_0").weights == Scheme(4, True, "group", **halves)  # type: ignore[arg-type]
     assert load_recipe("gguf_q4_1").weights == Scheme(4, False, "group", **halves, scale_bits=7)  # type: ignore[arg-type]
     assert load_recipe("gguf_q8_0").weights == Scheme(8, True, "group", **halves)  # type: ignore[arg-type]
+    assert load_recipe("gguf_q5_0").weights == Scheme(5, True, "group", **halves)  # type: ignore[arg-type]
+    assert load_recipe("gguf_q5_1").weights == Scheme(5, False, "group", **halves, scale_bits=6)  # type: ignore[arg-type]
     assert load_recipe("w4a16_channel").weights == Scheme(4, True, "channel", None)
     assert load_recipe("w2a16").weights == Scheme(2, False, "group", 64)
     assert load_recipe("w4a16").weights == Scheme(4, True, "group", 64)

@@ -1,8 +1,8 @@
 """GGUF, as llama.cpp and what is built on it load it: one file with the integers in blocks of 32.
 
-Linears become Q4_0, Q4_1 or Q8_0 (_gguf_blocks.py says which scheme fits exactly), embedding and head too where they
-are integers, else they stay as they are stored (BF16, F16, F32). Norms and biases become F32, which holds each of
-those. Rows of q and k are interleaved for the architectures that llama.cpp rotates by neighbours.
+Linears become Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (_gguf_blocks.py says which scheme fits exactly), embedding and head too
+where they are integers, else they stay as they are stored (BF16, F16, F32). Norms and biases become F32, which holds
+each of those. Rows of q and k are interleaved for the architectures that llama.cpp rotates by neighbours.
 
 Metadata and tokenizer: _gguf_metadata.py, _gguf_tokenizer.py. A tensor is read, written and forgotten; then all are
 read back from the disk through the gguf package's dequantization and compared with the folder's values, bit for bit.
@@ -35,7 +35,7 @@ from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
 
-STORES = "2 to 4 bits with or without zero points, 5 to 8 bits symmetric; groups of 32 columns or multiples of them"
+STORES = "2 to 5 bits with or without zero points, 6 to 8 bits symmetric; groups of 32 columns or multiples of them"
 
 SLAB_VALUES = 1 << 24
 """Of a table, written and compared at once: 67 MB in float32."""
@@ -140,13 +140,13 @@ def _kind(weights: Weights, name: str, scheme: Scheme | None, shape: tuple[int, 
 
 def _wide_notes(entries: tuple[Entry, ...]) -> Iterator[str]:
     """Yield what a model pays for types that are wider than its scheme."""
-    widths = {"Q4_0": (4, 32), "Q4_1": (4, 32), "Q8_0": (8, 32)}
     found: dict[str, str] = {}
     for entry in entries:
         if entry.scheme is None:
             continue
-        bits, size = widths[entry.kind.name]
-        if entry.scheme.bits < bits or entry.scheme.granularity != "group" or entry.scheme.group_size != size:
+        bits = _gguf_blocks.BITS[cast(_gguf_blocks.BlockType, entry.kind.name)]
+        grouped = entry.scheme.granularity == "group" and entry.scheme.group_size == _gguf_blocks.BLOCK
+        if entry.scheme.bits < bits or not grouped:
             found[entry.scheme.label()] = entry.kind.name
     for label, kind in found.items():
         per_weight = _bits_per_weight(kind)

@@ -15,7 +15,7 @@ from zeropoint.types import Scheme
 
 SCHEMES = [
     *(Scheme(bits, True, "group", size) for bits in (2, 3, 4, 5, 8) for size in (32, 64)),
-    *(Scheme(bits, False, "group", 32) for bits in (2, 3, 4)),
+    *(Scheme(bits, False, "group", 32) for bits in (2, 3, 4, 5)),
     Scheme(4, True, "channel", None),
     Scheme(8, True, "channel", None),
     Scheme(4, False, "tensor", None),
@@ -29,9 +29,9 @@ def weights(draw: st.DrawFn) -> tuple[Integers, BlockType]:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     groups = scheme.groups(cols)
     codes = random.integers(scheme.q_min, scheme.q_max + 1, (rows, cols), dtype=np.int8)
-    # 7 significant bits and 4 of a zero point are the 11 of float16
+    # 6 significant bits and 5 of a zero point are the 11 of float16
     exponents = random.integers(-18, 4, (rows, groups))
-    scale = np.ldexp(random.integers(64, 128, (rows, groups)), exponents - 6).astype(np.float32)
+    scale = np.ldexp(random.integers(32, 64, (rows, groups)), exponents - 5).astype(np.float32)
     zero_point = random.integers(scheme.q_min, scheme.q_max + 1, (rows, groups), dtype=np.int8)
     kind, reason = block_type(scheme, cols)
     assert kind is not None, reason
@@ -48,10 +48,13 @@ def test_blocks_taken_apart_are_the_values_of_the_weight(given: tuple[Integers, 
     assert np.array_equal(theirs.view(np.uint32), weight.values().view(np.uint32))
 
 
-@pytest.mark.parametrize(("bits", "symmetric", "kind"), [(4, True, "Q4_0"), (4, False, "Q4_1"), (8, True, "Q8_0")])
+@pytest.mark.parametrize(
+    ("bits", "symmetric", "kind"),
+    [(4, True, "Q4_0"), (4, False, "Q4_1"), (5, True, "Q5_0"), (5, False, "Q5_1"), (8, True, "Q8_0")],
+)
 def test_the_value_of_codes_is_the_formula(bits: int, symmetric: bool, kind: BlockType) -> None:
     scheme = Scheme(bits, symmetric, "group", 32)
-    codes = np.arange(32, dtype=np.int8).reshape(1, 32) % 8 - 8
+    codes = (np.arange(32).reshape(1, 32) % (1 << bits) - (1 << bits - 1)).astype(np.int8)
     zero_point = None if symmetric else np.array([[-3]], np.int8)
     weight = Integers(codes, np.array([[0.25]], np.float32), zero_point, scheme)
     expected = [0.25 * (int(code) - (0 if symmetric else -3)) for code in codes[0]]
@@ -65,7 +68,7 @@ def test_the_value_of_codes_is_the_formula(bits: int, symmetric: bool, kind: Blo
         (Scheme(4, True, "group", 48), 96, "groups of 48"),
         (Scheme(4, True, "channel", None), 72, "72 columns"),
         (Scheme(8, False, "group", 32), 64, "8 bits with zero points"),
-        (Scheme(5, False, "group", 32), 64, "5 bits with zero points"),
+        (Scheme(6, False, "group", 32), 64, "6 bits with zero points"),
     ],
 )
 def test_a_scheme_that_no_block_holds_is_refused_with_what_would_fit(scheme: Scheme, cols: int, part: str) -> None:

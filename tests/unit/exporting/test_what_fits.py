@@ -15,7 +15,7 @@ SCHEMES = [
     *(Scheme(bits, True, "channel", None) for bits in (4, 8)),
     Scheme(4, True, "tensor", None),
     *(Scheme(4, False, "group", size) for size in (32, 64)),
-    Scheme(8, False, "group", 32),
+    *(Scheme(bits, False, "group", 32) for bits in (5, 8)),
 ]
 
 
