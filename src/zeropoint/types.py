@@ -12,7 +12,7 @@ and the command line can start, without it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -46,6 +46,8 @@ class Scheme:
         exact in float16 too, and never under- or overflow (docs/decisions/0002-scales-in-bfloat16.md).
     scale_bits: significant bits of a scale; None: as many as its dtype has (8, 11, 24). With 7 every product of a scale
         and a number below 16 is a float16 number, as the minima of GGUF's Q4_1 have to be.
+    super_size: columns whose groups have scales and minima on two levels, as GGUF's Q4_K (see Levels); None: every
+        scale is a number of its own, and zero points are integers.
     """
 
     bits: int = 4
@@ -55,6 +57,7 @@ class Scheme:
     narrow: bool = False
     scale_dtype: ScaleDtype = "bfloat16"
     scale_bits: int | None = None
+    super_size: int | None = None
 
     @property
     def q_min(self) -> int:
@@ -72,9 +75,14 @@ class Scheme:
             return 1
         return -(-cols // self.group_size)
 
+    def one_level(self) -> Scheme:
+        """Return the scheme with scales that are numbers of their own, and with integer zero points."""
+        return replace(self, super_size=None)
+
     def label(self) -> str:
-        """Return a short name for tables, such as "int4 g64 sym"."""
+        """Return a short name for tables, such as "int4 g64 sym" or "int4 g32/256 asym"."""
         where = f"g{self.group_size}" if self.granularity == "group" else self.granularity
+        where += "" if self.super_size is None else f"/{self.super_size}"
         return f"int{self.bits} {where} {'sym' if self.symmetric else 'asym'}"
 
 
@@ -116,16 +124,35 @@ class InputScheme:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The scales and minima of a scheme with a super_size: small integers times two float16 numbers.
+
+        S = d * k        M = d_min * m        r' = S * (q - q_min) - M
+
+    d: float32 (rows, supers), > 0, and d_min: the same, >= 0; both exact in float16. k: uint8 (rows, groups) in 1..63,
+    m: the same, in 0..63. S and M are exact in float32, and so is S * (q - q_min).
+    """
+
+    d: Tensor
+    d_min: Tensor
+    k: Tensor
+    m: Tensor
+
+
+@dataclass(frozen=True)
 class QParams:
     """The scale and the zero point of every group of one tensor.
 
     scale: float32 (rows, groups), > 0, finite, exactly representable in the scheme's scale_dtype.
     zero_point: int32 (rows, groups) in [q_min, q_max]; None when the scheme is symmetric (Z = 0).
     Per tensor both are (1, 1); per channel (rows, 1).
+    levels: what the scales and minima of a scheme with a super_size are made of; None for all others. The scale is then
+        the product of two numbers, and zero_point is real, q_min + M / S: float32, rounded, for finding codes with.
     """
 
     scale: Tensor
     zero_point: Tensor | None
+    levels: Levels | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +210,10 @@ class PackedWeight:
     words: uint32 (rows, ceil(cols * bits / 32)). A row is one little-endian stream of bits, code i in the bits
         [i * bits, (i + 1) * bits) from the lowest bit of the first word on, unsigned: q + 2^(bits - 1).
     scale: float32 (rows, groups), > 0 and finite; (1, 1) per tensor, (rows, 1) per channel.
-    zero_point: int8, in the shape of scale, in [q_min, q_max], signed as q is; None when the scheme is symmetric.
+    zero_point: int8, in the shape of scale, in [q_min, q_max], signed as q is; None when the scheme is symmetric, or
+        has a super_size.
     shape: (rows, cols). input, outliers: as in QTensor.
+    minimum: M of Levels, float32 in the shape of scale; None where the scheme has no super_size.
     """
 
     words: NDArray[np.uint32]
@@ -194,6 +223,7 @@ class PackedWeight:
     scheme: Scheme
     input: InputParams | None = None
     outliers: StoredArray | None = None
+    minimum: NDArray[np.float32] | None = None
 
 
 KVCache: TypeAlias = Literal["float16", "int8"]

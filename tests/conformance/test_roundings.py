@@ -18,6 +18,7 @@ from zeropoint.rounding.ladder import Rounded, round_weight
 from zeropoint.types import Drift, Scheme, Stats
 
 METHODS = find.names("rounding")
+TWO_LEVELS = Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256)
 
 
 def statistics(method: str, x: Tensor) -> dict[str, Stats]:
@@ -91,15 +92,41 @@ def test_codes_are_in_range_and_no_worse_than_nearest(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(method: str) -> None:
-    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(5))
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 12),
+    supers=st.integers(1, 2),
+    kind=st.sampled_from(["normal", "zero", "one outlier", "tiny", "huge"]),
+    seed=st.integers(0, 99),
+)
+def test_on_two_levels_too(method: str, rows: int, supers: int, kind: str, seed: int) -> None:
+    weight = torch.randn(rows, 256 * supers, generator=torch.Generator().manual_seed(seed))
+    if kind == "one outlier":
+        weight[0, -1] = 1000.0
+    weight *= {"zero": 0.0, "tiny": 1e-30, "huge": 1e4}.get(kind, 1.0)
+    stats = statistics(method, inputs(256 * supers, tokens=300, seed=seed))
+    got = round_it(method, weight, stats, TWO_LEVELS)
+    assert got.qtensor.shape == weight.shape
+    assert int(got.qtensor.codes.min()) >= -8
+    assert int(got.qtensor.codes.max()) <= 7
+    assert 0 <= got.error <= round_it("rtn", weight, stats, TWO_LEVELS).error
+    if kind == "zero":
+        assert got.error == 0
+    if kind == "normal":
+        assert got.rounding == method
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scheme", [Scheme(group_size=32), TWO_LEVELS], ids=Scheme.label)
+def test_the_same_input_gives_the_same_bits_on_any_number_of_threads(method: str, scheme: Scheme) -> None:
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(5))
     before = torch.get_num_threads()
-    stats = statistics(method, inputs(128))
+    stats = statistics(method, inputs(256))
     codes = []
     try:
         for threads in (1, 2, 1):
             torch.set_num_threads(threads)
-            codes.append(round_it(method, weight, stats, Scheme(group_size=32)).qtensor.codes)
+            codes.append(round_it(method, weight, stats, scheme).qtensor.codes)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(codes[0], codes[1])

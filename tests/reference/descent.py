@@ -26,12 +26,20 @@ def best_code(
     return float(grid[int(np.argmin(losses))])
 
 
+def best_number(without: Array, u: Array, H: Array) -> float:
+    """Return the real number c with the smallest loss of without - c u: least squares on the factor of H.
+
+    without: what one row is to be, less all that c has no part in, (cols,). u: what c is multiplied with, (cols,).
+    """
+    factor = np.linalg.cholesky(H).T  # |factor e|^2 = e^T H e
+    (found,), *_ = np.linalg.lstsq((factor @ u)[:, None], factor @ without, rcond=None)
+    return float(found)
+
+
 def best_scale(aim: Array, codes: Array, scale: Array, zero: Array, H: Array, row: int, columns: slice) -> float:
     """Return the real scale of one group of one row with the smallest loss: least squares on the factor of H."""
-    factor = np.linalg.cholesky(H).T  # |factor e|^2 = e^T H e
     without = scale[row] * (codes[row] - zero[row])
     without[columns] = 0.0
     u = np.zeros(aim.shape[1])
     u[columns] = (codes[row] - zero[row])[columns]
-    (found,), *_ = np.linalg.lstsq((factor @ u)[:, None], factor @ (aim[row] - without), rcond=None)
-    return float(found)
+    return best_number(aim[row] - without, u, H)

@@ -124,8 +124,8 @@ def _of_weights(weights: Weights, recipe: Recipe, plan: LayerPlan) -> Iterator[_
 
 
 def _trial(weight: Tensor, plan: LayerPlan) -> Tensor:
-    qparams = choose_qparams(weight, plan.scheme, "minmax")
-    return fake_quantize(weight, qparams, plan.scheme)
+    scheme = plan.scheme.one_level()
+    return fake_quantize(weight, choose_qparams(weight, scheme, "minmax"), scheme)
 
 
 def _refining(choice: Choice, rounded: QTensor, stats: dict[str, Stats]) -> Callable[[Tensor], object]:
@@ -137,7 +137,7 @@ def _slab_shape(weights: Weights, plan: LayerPlan) -> tuple[int, int]:
     """Return the shape of a weight like those of the first block, but not larger than a measurement may take."""
     name = f"{weights.model.block_name(0)}.{weights.model.flow_of(0)[0].linears[0]}.weight"
     rows, cols = weights.checkpoint.tensors[name].shape
-    size = plan.scheme.group_size if plan.scheme.granularity == "group" else None
+    size = plan.scheme.super_size or (plan.scheme.group_size if plan.scheme.granularity == "group" else None)
     cols = min(cols, SLAB_COLS)
     return min(rows, SLAB_ROWS), cols if size is None else max(size, cols - cols % size)
 

@@ -1,6 +1,6 @@
 """Values <-> integers, given scale and zero point.
 
-    q = clamp(round(r / S + Z), q_min, q_max)          r' = S * (q - Z)
+    q = clamp(round(r / S + Z), q_min, q_max)          r' = S * (q - Z), or on two levels S * (q - q_min) - M
 
 r / S is a true division in float32 (multiplying by 1 / S moves ties, and 1 / S of a denormal S is infinite), and
 round is half to even: bit for bit what compressed-tensors computes. 0.0 becomes Z and comes back as 0.0.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zeropoint.qparams.from_range import require_finite
 from zeropoint.qparams.grouping import check_per_group, check_shape, join, split
+from zeropoint.qparams.levels import minimum_of
 from zeropoint.types import QParams, QTensor, Scheme
 
 
@@ -40,6 +41,10 @@ def dequantize(codes: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     rows, cols = check_shape(codes.shape)
     _check(qparams, rows, cols, scheme)
     grouped = split(codes, scheme).values.float()  # (rows, groups, size)
+    if qparams.levels is not None:  # as readers of the blocks compute it: rounded once, in the subtraction
+        minimum = minimum_of(qparams.levels).unsqueeze(-1)
+        values = grouped.sub_(scheme.q_min).mul_(qparams.scale.unsqueeze(-1)).sub_(minimum)
+        return join(values, rows, cols).contiguous()
     return join(values_of(grouped, *_per_value(qparams), out=grouped), rows, cols).contiguous()
 
 

@@ -10,6 +10,7 @@ from zeropoint import find
 from zeropoint.errors import InternalError, RecipeError, SchemeError
 from zeropoint.qparams.from_range import from_range, require_finite
 from zeropoint.qparams.grouping import check_scheme, check_shape, split, split_columns
+from zeropoint.qparams.levels import fit
 from zeropoint.types import QParams, Scheme
 
 
@@ -24,6 +25,7 @@ def choose_qparams(
 
     weight: float32 (rows, cols); bfloat16 and float16 are converted. options: of that rule; None for its defaults.
     importance: float32 (cols,), >= 0, the mean square of each input column; rules that measure an error weigh it so.
+    A scheme with a super_size begins its own search, for the least squared error, at the ranges of the rule.
 
     Raises: NonFiniteError for NaN or infinity; SchemeError for a scheme or a shape that is not allowed; RecipeError
     for a rule that has no file; InternalError for a negative importance. The messages do not have the weight's name,
@@ -38,7 +40,10 @@ def choose_qparams(
         _check_importance(importance, cols)
         per_value = split_columns(importance.float(), rows, scheme)  # (groups, size)
     chosen = module.Options() if options is None else options
-    low, high = module.from_values(split(weight.float(), scheme), scheme, chosen, per_value)
+    grouped = split(weight.float(), scheme)
+    low, high = module.from_values(grouped, scheme, chosen, per_value)
+    if scheme.super_size is not None:
+        return fit(grouped, low, high, scheme, per_value)
     return from_range(low, high, scheme)
 
 

@@ -47,6 +47,17 @@ def check_scheme(scheme: Scheme) -> None:
             raise SchemeError("granularity = 'group' needs a group_size, such as 64; or use granularity = 'channel'")
         if scheme.group_size < 1:
             raise SchemeError(f"group_size = {scheme.group_size}: a group has at least one column")
+    if scheme.super_size is not None:
+        _check_super(scheme, scheme.super_size)
+
+
+def _check_super(scheme: Scheme, size: int) -> None:
+    whole = scheme.granularity == "group" and scheme.group_size and size % scheme.group_size == 0
+    if scheme.symmetric or not whole or scheme.scale_dtype != "float16" or scheme.scale_bits is not None:
+        raise SchemeError(
+            f"super_size = {size}: scales on two levels go with symmetric = false, "
+            "scale_dtype = 'float16', no scale_bits, and granularity = 'group' with a group_size that divides it"
+        )
 
 
 def check_shape(shape: torch.Size) -> tuple[int, int]:

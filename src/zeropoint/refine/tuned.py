@@ -2,7 +2,8 @@
 
     w = S (q - Z)       S = stored(S_0 (1 + a))       q = clamp(round(u))       gain = stored(gain_0 (1 + b))
 
-a and b, relative changes, begin at 0. u, the latent of a code, begins as near to the float weight as it can and still
+On two levels (qparams/levels.py) it is d and d_min that change so, and their small integers stay. a and b, relative
+changes, begin at 0. u, the latent of a code, begins as near to the float weight as it can and still
 round to the code that is there: what the rounding before has decided clearly stays longest, what it left open moves
 first. round and stored are passed over by gradients (straight-through, Bengio et al. 2013, arXiv:1308.3432), so that
 what is judged in each step is the scale in its stored dtype and the code as an integer. A gain that is stored less an
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 
 from zeropoint.models.parts import Block, Config, Flow, Ops
+from zeropoint.qparams.affine import dequantize
 from zeropoint.qparams.from_range import as_stored
 from zeropoint.qparams.grouping import expand, split
-from zeropoint.types import QTensor
+from zeropoint.qparams.levels import as_half, qparams_of
+from zeropoint.types import QParams, QTensor
 
 EDGE = 0.49
 """How far from its code a latent may begin."""
@@ -38,7 +41,10 @@ class TunedLinear:
 
     def __init__(self, qtensor: QTensor, aim: Tensor | None = None) -> None:
         self._qtensor = qtensor
+        levels = qtensor.qparams.levels
         self.change = torch.zeros_like(qtensor.qparams.scale)  # a, (rows, groups)
+        if levels is not None:
+            self.change = torch.zeros(2, *levels.d.shape)  # of d and of d_min, (2, rows, supers)
         self.latent: Tensor | None = None  # u, (rows, cols)
         if aim is not None:
             codes = qtensor.codes.float()
@@ -48,11 +54,17 @@ class TunedLinear:
             self.latent = codes + (there - codes).clamp_(-EDGE, EDGE)
 
     @property
-    def scale(self) -> Tensor:
-        """S as the file would hold it, > 0: float32 (rows, groups)."""
-        scale = self._qtensor.qparams.scale
-        changed = as_stored(scale * (1 + self.change), self._qtensor.scheme)
-        return torch.where(changed > 0, changed, scale)
+    def qparams(self) -> QParams:
+        """Scales and zero points as the file would hold them."""
+        qparams, scheme = self._qtensor.qparams, self._qtensor.scheme
+        if qparams.levels is not None:
+            d, d_min = qparams.levels.d, qparams.levels.d_min
+            changed, changed_min = as_half(d * (1 + self.change[0])), as_half(d_min * (1 + self.change[1]))
+            return qparams_of(
+                replace(qparams.levels, d=torch.where(changed > 0, changed, d), d_min=changed_min), scheme
+            )
+        changed = as_stored(qparams.scale * (1 + self.change), scheme)
+        return replace(qparams, scale=torch.where(changed > 0, changed, qparams.scale))
 
     @property
     def codes(self) -> Tensor:
@@ -64,15 +76,23 @@ class TunedLinear:
 
     def weight(self) -> Tensor:
         """Return what is multiplied with: float32 (rows, cols)."""
-        return self._offsets().mul_(self._per_value(self.scale))
+        return dequantize(self.codes, self.qparams, self._qtensor.scheme)
 
     def take(self, gradient: Tensor) -> None:
         """Turn the gradient of the weight into those of a and u, in their `grad`."""
-        relative = gradient * self._offsets()
-        summed = split(relative, self._qtensor.scheme).values.sum(-1).view_as(self.change)
-        self.change.grad = summed.mul_(self._qtensor.qparams.scale)
+        qparams, scheme = self._qtensor.qparams, self._qtensor.scheme
+        levels = qparams.levels
+        codes = self.codes
+        if levels is not None:  # w = d k (q - q_min) - d_min m
+            moved = self._per_group(gradient * (codes - scheme.q_min)) * levels.k
+            lowered = self._per_group(gradient) * levels.m
+            by_super = [torch.unflatten(part, 1, (levels.d.shape[1], -1)).sum(-1) for part in (moved, lowered)]
+            self.change.grad = torch.stack([by_super[0] * levels.d, -by_super[1] * levels.d_min])
+        else:
+            offsets = codes if qparams.zero_point is None else codes - self._per_value(qparams.zero_point)
+            self.change.grad = self._per_group(gradient * offsets).view_as(self.change).mul_(qparams.scale)
         if self.latent is not None:
-            self.latent.grad = gradient * self._per_value(self.scale)
+            self.latent.grad = gradient * self._per_value(self.qparams.scale)
 
     def move_codes(self, rate: float) -> None:
         """Move every latent by `rate` against the sign of its gradient, at most half a step outside the grid."""
@@ -82,13 +102,11 @@ class TunedLinear:
 
     def qtensor(self) -> QTensor:
         """Return the weight as it is now."""
-        qparams = replace(self._qtensor.qparams, scale=self.scale)
-        return replace(self._qtensor, codes=self.codes.to(torch.int8), qparams=qparams)
+        return replace(self._qtensor, codes=self.codes.to(torch.int8), qparams=self.qparams)
 
-    def _offsets(self) -> Tensor:
-        codes = self.codes
-        zero_point = self._qtensor.qparams.zero_point
-        return codes if zero_point is None else codes.sub_(self._per_value(zero_point))
+    def _per_group(self, values: Tensor) -> Tensor:
+        """Return sums over groups: (rows, groups)."""
+        return split(values, self._qtensor.scheme).values.sum(-1)
 
     def _per_value(self, per_group: Tensor) -> Tensor:
         return expand(per_group, *self._qtensor.shape, self._qtensor.scheme)

@@ -13,7 +13,9 @@ from zeropoint.qparams.choose import choose_qparams
 from zeropoint.qparams.grouping import expand
 from zeropoint.refine import descent
 from zeropoint.rounding import gptq, rtn
-from zeropoint.types import QTensor, Scheme, SecondMoment
+from zeropoint.types import Levels, QTensor, Scheme, SecondMoment
+
+Q4_K = Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256)
 
 
 def damped(moment: SecondMoment, damping: float = 0.01) -> torch.Tensor:
@@ -116,3 +118,60 @@ def test_without_tokens_nothing_changes() -> None:
     before = rounded(w, Scheme(4, True, "group", 8), SecondMoment(torch.zeros(8, 8), 0))
     assert descent.refine(w, before, {"second_moment": SecondMoment(torch.zeros(8, 8), 0)}, descent.Options()) is before
     assert descent.refine(w, before, {}, descent.Options()) is before
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 4), supers=st.integers(1, 2), scales=st.booleans(), seed=st.integers(0, 99))
+def test_on_two_levels_the_error_never_rises_and_all_numbers_can_be_stored(
+    rows: int, supers: int, scales: bool, seed: int
+) -> None:
+    w, moment = weight(rows, 256 * supers, seed=seed), correlated(256 * supers, seed=seed)
+    before = rounded(w, Q4_K, moment, "gptq")
+    after = descent.refine(w, before, {"second_moment": moment}, descent.Options(passes=2, scales=scales))
+    H = damped(moment)
+    assert lost(w, after, H) <= lost(w, before, H) * (1 + 1e-5)
+    old, new = before.qparams.levels, after.qparams.levels
+    assert isinstance(old, Levels)
+    assert isinstance(new, Levels)
+    for unit in (new.d, new.d_min):
+        assert torch.equal(unit, unit.half().float())
+    assert bool((new.d > 0).all())
+    assert bool((new.d_min >= 0).all())
+    assert bool(((new.k >= 1) & (new.k <= 63) & (new.m <= 63)).all())
+    assert new.k.dtype == new.m.dtype == torch.uint8
+    assert scales or torch.equal(new.d, old.d)
+
+
+def test_on_two_levels_every_number_is_that_of_least_squares() -> None:
+    w, moment = weight(2, 256), correlated(256)
+    options = descent.Options(passes=60)
+    q = descent.refine(w, rounded(w, Q4_K, moment, "gptq"), {"second_moment": moment}, options)
+    H = damped(moment).double().numpy()
+    levels = q.qparams.levels
+    assert levels is not None
+    u = q.codes.double().numpy() + 8
+    d, d_min, k, m = (part.double().numpy() for part in (levels.d, levels.d_min, levels.k, levels.m))
+    for row in range(2):
+        k_of, m_of = (np.repeat(part[row], 32) for part in (k, m))
+        scaled, lowered = d[row] * k_of * u[row], d_min[row] * m_of
+        aim = w[row].double().numpy()
+        # half a step of float16 is 2^-12 of a number
+        assert reference.best_number(aim + lowered, k_of * u[row], H) == pytest.approx(d[row, 0], rel=1.01 * 2**-11)
+        assert reference.best_number(aim - scaled, -m_of, H) == pytest.approx(d_min[row, 0], rel=1.01 * 2**-11)
+        for group in range(8):
+            here = np.arange(256) // 32 == group
+            others = aim - scaled + lowered
+            best_k = reference.best_number(others + scaled * here, d[row] * u[row] * here, H)
+            best_m = reference.best_number(others - lowered * here, -d_min[row] * here, H)
+            assert abs(np.clip(best_k, 1, 63) - k[row, group]) <= 0.5 + 1e-3
+            assert abs(np.clip(best_m, 0, 63) - m[row, group]) <= 0.5 + 1e-3
+
+
+def test_on_two_levels_moving_scales_is_worth_something() -> None:
+    w, moment = weight(16, 256), correlated(256)
+    before = rounded(w, Q4_K, moment, "gptq")
+    found = [
+        lost(w, descent.refine(w, before, {"second_moment": moment}, descent.Options(scales=scales)), damped(moment))
+        for scales in (False, True)
+    ]
+    assert found[1] < 0.99 * found[0] < 0.99 * lost(w, before, damped(moment))

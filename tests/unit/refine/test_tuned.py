@@ -11,6 +11,8 @@ from zeropoint.qparams.choose import choose_qparams
 from zeropoint.refine.tuned import EDGE, Pulled, RelativeSteps, TunedGain, TunedLinear, summed
 from zeropoint.types import QTensor, ScaleDtype, Scheme
 
+Q4_K = Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256)
+
 
 def quantized(w: torch.Tensor, scheme: Scheme) -> QTensor:
     qparams = choose_qparams(w, scheme, "minmax")
@@ -125,3 +127,54 @@ def test_a_gain_that_is_stored_less_an_offset_changes_with_it() -> None:
     gain.take(torch.tensor([2.0, 2.0, 2.0]))
     assert gain.change.grad is not None
     assert torch.equal(gain.change.grad, 2 * (stored + 1))
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_on_two_levels_it_begins_as_the_weight_that_is_there(learns: bool) -> None:
+    w = weight(3, 512)
+    q = quantized(w, Q4_K)
+    tuned = TunedLinear(q, 3 * w if learns else None)
+    assert torch.equal(tuned.weight(), dequantize(q.codes, q.qparams, Q4_K))
+    assert torch.equal(tuned.qtensor().codes, q.codes)
+
+
+def test_on_two_levels_gradients_are_those_of_the_formula() -> None:
+    """Against autograd on w = d (1 + a) k (u - q_min) - d_min (1 + b) m."""
+    w = weight(3, 512)
+    q = quantized(w, Q4_K)
+    levels = q.qparams.levels
+    assert levels is not None
+    tuned = TunedLinear(q, w)
+    slope = weight(3, 512, seed=9)
+    tuned.take(slope)
+    a, b = (torch.zeros(3, 2, requires_grad=True) for _ in range(2))
+    u = q.codes.float().requires_grad_()
+    d, d_min = (levels.d * (1 + a)).repeat_interleave(8, 1), (levels.d_min * (1 + b)).repeat_interleave(8, 1)
+    scale, minimum = ((unit * small).repeat_interleave(32, 1) for unit, small in ((d, levels.k), (d_min, levels.m)))
+    ((scale * (u + 8) - minimum) * slope).sum().backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    assert tuned.latent is not None
+    torch.testing.assert_close(tuned.change.grad, torch.stack([a.grad, b.grad]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tuned.latent.grad, u.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_on_two_levels_however_far_it_moves_it_can_be_stored() -> None:
+    w = weight(4, 256)
+    tuned = TunedLinear(quantized(w, Q4_K), w)
+    before = tuned.qtensor().qparams.levels
+    steps = RelativeSteps([tuned.change], rate=0.4, steps=5)
+    for seed in range(5):
+        tuned.take(weight(4, 256, seed=seed))
+        steps.step()
+        tuned.move_codes(0.5)
+    levels = tuned.qtensor().qparams.levels
+    assert levels is not None
+    assert before is not None
+    for unit, was in ((levels.d, before.d), (levels.d_min, before.d_min)):
+        assert torch.equal(unit, unit.half().float())
+        assert not torch.equal(unit, was)
+    assert bool((levels.d > 0).all())
+    assert torch.equal(levels.k, before.k)
+    q = tuned.qtensor()
+    assert torch.equal(dequantize(q.codes, q.qparams, Q4_K), tuned.weight())
