@@ -45,7 +45,7 @@ from zeropoint.models.parts import outer_tensors
 from zeropoint.observe.data import Batches, bundled_text, calibration_batches, random_batches, require_readable
 from zeropoint.planning import schemes
 from zeropoint.planning.memory import Memory
-from zeropoint.planning.plan import Prepared, describe, memory_of, prepare
+from zeropoint.planning.plan import Prepared, describe, fallbacks, memory_of, prepare
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
 from zeropoint.runtime.choices import CONFIG_KEY, Choices
@@ -103,8 +103,9 @@ def quantize(
     rotation = _rotation(weights, recipe)
     outer = None if rotation is None else _outer(weights, rotation)
     note = prepared.note
-    if note is not None:
-        _log.warning("%s", note)
+    for said in (note, *fallbacks(prepared)):
+        if said is not None:
+            _log.warning("%s", said)
     memory = _memory(prepared, max_memory_bytes)
     if memory.limits.tight:
         map_large()

@@ -14,6 +14,9 @@
 
     bias_correction = true               # biases take back what rounding changes in the mean; or false, the default
 
+    [fallback]                           # every linear that the format cannot store by its scheme, for its columns; all
+    group_size = 32                      # keys as in weights. Without this table such a linear is an error
+
     [[rules]]                            # exceptions; of the rules that match a layer the last one counts
     layers = "*.down_proj"               # full layer names: a glob, "re:" and a regular expression, or a list of them
     weights = { bits = 8 }               # overrides only the keys that it gives; or: keep_float = true
@@ -63,6 +66,7 @@ _SCHEME_LIMITS = {
     "bits": Annotated[int, msgspec.Meta(ge=2, le=8)],
     "group_size": Annotated[int, msgspec.Meta(ge=1)],
     "scale_bits": Annotated[int, msgspec.Meta(ge=2, le=24)],
+    "super_size": Annotated[int, msgspec.Meta(ge=1)] | Literal["none"],
 }
 _INPUT_LIMITS = {
     "bits": Annotated[int, msgspec.Meta(ge=8, le=8)],
@@ -166,7 +170,8 @@ _DEFAULT = LayerPlan(Scheme(), Choice("mse"), Choice("gptq"))
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that decides how a model is quantized; the module's docstring shows the keys.
 
-    format: the file in formats/ that writes the result. activations: None, "float" in a file, leaves them float.
+    format: the file in formats/ that writes the result. fallback: the scheme of linears that the format cannot store by
+    the one that they were to have; None: they are refused. activations: None, "float" in a file, leaves them float.
     transforms: of every block, in their order. refine: what makes better codes and scales of the rounded ones, in their
     order: of each layer, of each block, of the whole model. kv_cache: what the runtime rounds keys and values to unless
     it is asked otherwise; the output's config.json says so, and no tensor changes. embeddings: what the file holds of
@@ -183,6 +188,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     description: str = ""
     format: str = "compressed_tensors"
     weights: Scheme = _DEFAULT.scheme
+    fallback: Scheme | None = None
     range: Choice = _DEFAULT.range
     rounding: Choice = _DEFAULT.rounding
     activations: InputScheme | None = None
@@ -209,6 +215,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as a TOML document, every value spelled out; `from_dict` returns an equal recipe."""
         table = {key: _plain(getattr(self, key)) for key in self.__struct_fields__}
+        if self.fallback is None:
+            del table["fallback"]
         return table | {"activations": _FLOAT if self.activations is None else table["activations"]}
 
     def to_toml(self) -> str:
@@ -389,7 +397,7 @@ def _override(
         if keys[-1] == "method" and node.get("method", value) != value:
             stale = list(node)
         if keys[-1] == "granularity" and value != "group":
-            stale = ["group_size"]
+            stale = ["group_size", "super_size"]
         if keys[-2:] == ("activations", "dynamic") and value is True:
             stale = ["symmetric"]
         for key in stale:
@@ -422,7 +430,7 @@ def _read_recipe(table: object, place: Place) -> dict[str, Any]:
 
 def _read_field(key: str, value: object, place: Place) -> object:
     match key:
-        case "weights":
+        case "weights" | "fallback":
             return _merge_scheme(_DEFAULT.scheme, _read_scheme_keys(value, place), place)
         case "activations":
             return _merge_input(None, _read_input_keys(value, place) or {"bits": InputScheme().bits}, place)
@@ -529,7 +537,8 @@ def _merge(plan: LayerPlan, rule: Rule, place: Place) -> LayerPlan:
 
 
 def _merge_scheme(scheme: Scheme, given: Mapping[str, Any], place: Place) -> Scheme:
-    merged = replace(scheme, **given)
+    none = {"super_size": None} if given.get("super_size") == _NO_LIMIT else {}
+    merged = replace(scheme, **{**given, **none})
     if merged.granularity == "group":
         return replace(merged, group_size=merged.group_size or Scheme().group_size)
     if given.get("group_size") is not None:
@@ -583,8 +592,9 @@ def _plain(value: object) -> object:
             table = asdict(value)
             if isinstance(value, Scheme) and (value.granularity != "group" or value.group_size is None):
                 del table["group_size"]
-            if isinstance(value, Scheme) and value.scale_bits is None:
-                del table["scale_bits"]
+            for key in ("scale_bits", "super_size"):
+                if isinstance(value, Scheme) and getattr(value, key) is None:
+                    del table[key]
             if isinstance(value, InputScheme) and value.outlier_threshold is None:
                 del table["outlier_threshold"]
             return table

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from golden.formats import qtensor
+from golden.formats import SAMPLES, qtensor
 from zeropoint.exporting import _gguf_blocks, awq, gptq
 from zeropoint.exporting._integers import Integers
+from zeropoint.formats import compressed_tensors
 from zeropoint.types import Scheme
 
 FILE = Path(__file__).parent / "exports.json"
@@ -43,6 +44,8 @@ def packed() -> dict[str, list[str]]:
         kind, reason = _gguf_blocks.block_type(scheme, shape[1])
         assert kind == name, reason
         found[name] = [row.tobytes().hex() for row in _gguf_blocks.pack(name, integers(shape, scheme), kind)]
+    blocks = compressed_tensors.pack("golden", qtensor(*SAMPLES["super_blocks"]))["golden.weight_blocks"]
+    found["Q4_K"] = [row.numpy().tobytes().hex() for row in blocks]
     for target in (gptq, awq):
         parts = target.pack("golden", integers((8, 32), Scheme(4, True, "group", 16)))
         found |= {f"{target.PACKING.name}.{part}": [values.tobytes().hex()] for part, values in parts.items()}

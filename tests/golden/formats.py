@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from zeropoint import find
-from zeropoint.types import QParams, QTensor, Scheme
+from zeropoint.qparams.levels import qparams_of
+from zeropoint.types import Levels, QParams, QTensor, Scheme
 
 FOLDER = Path(__file__).parent
 
@@ -31,6 +32,7 @@ SAMPLES: dict[str, tuple[tuple[int, int], Scheme]] = {
     "eight": ((4, 24), Scheme(8, True, "group", 8, scale_dtype="float16")),
     "four_asymmetric": ((9, 64), Scheme(4, False, "group", 16, scale_dtype="float32")),
     "five_asymmetric": ((7, 21), Scheme(5, False, "channel", None)),
+    "super_blocks": ((3, 512), Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256)),
     "eight_asymmetric": ((4, 24), Scheme(8, False, "tensor", None)),
 }
 """One layer each; between them every granularity, symmetric or not, every scale dtype, straddling and padded rows."""
@@ -43,6 +45,12 @@ def qtensor(shape: tuple[int, int], scheme: Scheme) -> QTensor:
     codes = (torch.arange(rows * cols) * 5 + torch.arange(rows * cols) // 7) % levels + scheme.q_min
     groups = (1, 1) if scheme.granularity == "tensor" else (rows, scheme.groups(cols))
     ordinal = torch.arange(groups[0] * groups[1]).reshape(groups)
+    if scheme.super_size is not None:
+        supers = torch.arange(rows * cols // scheme.super_size).reshape(rows, -1)
+        d, d_min = ((1024 + 37 * (supers + at)).float() * 2.0**-24 for at in (0, 1))
+        k, m = ((ordinal * step % 63 + least).to(torch.uint8) for step, least in ((11, 1), (17, 0)))
+        qparams = qparams_of(Levels(d, d_min, k, m), scheme)
+        return QTensor(codes.to(torch.int8).reshape(shape), qparams, scheme)
     scale = (128 + ordinal % 128).float() * 2.0 ** (-12 - ordinal % 3)
     zero_point = (ordinal * 3 % levels + scheme.q_min).to(torch.int32)
     return QTensor(

@@ -60,7 +60,7 @@ def test_every_preset_loads_under_its_own_name_and_its_options_are_known(name: s
 
 def test_the_presets_are_those_promised() -> None:
     assert presets() == (
-        *("gguf_q4_0", "gguf_q4_1", "gguf_q5_0", "gguf_q5_1", "gguf_q8_0"),
+        *("gguf_q4_0", "gguf_q4_1", "gguf_q4_k", "gguf_q5_0", "gguf_q5_1", "gguf_q8_0"),
         *("w2a16", "w3a16", "w4a16", "w4a16_asym", "w4a16_channel", "w4a8", "w8a16", "w8a8", "w8a8_static"),
     )
     halves = {"group_size": 32, "scale_dtype": "float16"}
@@ -69,6 +69,8 @@ def test_the_presets_are_those_promised() -> None:
     assert load_recipe("gguf_q8_0").weights == Scheme(8, True, "group", **halves)  # type: ignore[arg-type]
     assert load_recipe("gguf_q5_0").weights == Scheme(5, True, "group", **halves)  # type: ignore[arg-type]
     assert load_recipe("gguf_q5_1").weights == Scheme(5, False, "group", **halves, scale_bits=6)  # type: ignore[arg-type]
+    assert load_recipe("gguf_q4_k").weights == Scheme(4, False, "group", **halves, super_size=256)  # type: ignore[arg-type]
+    assert load_recipe("gguf_q4_k").fallback == load_recipe("gguf_q5_0").weights
     assert load_recipe("w4a16_channel").weights == Scheme(4, True, "channel", None)
     assert load_recipe("w2a16").weights == Scheme(2, False, "group", 64)
     assert load_recipe("w4a16").weights == Scheme(4, True, "group", 64)
@@ -96,6 +98,28 @@ def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
 
 
 # Files
+
+
+def test_a_fallback_is_a_scheme_of_its_own_and_none_where_none_is_given(tmp_path: Path) -> None:
+    assert load_recipe("w4a16").fallback is None
+    assert "fallback" not in load_recipe("w4a16").to_toml()
+    recipe = load_recipe(write(tmp_path, "[weights]\nbits = 2\n[fallback]\ngroup_size = 16\n"))
+    assert recipe.fallback == Scheme(group_size=16)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert load_recipe("w4a16", ["fallback.bits=8"]).fallback == Scheme(8)
+    with pytest.raises(RecipeError, match=r"fallback\.bits"):
+        load_recipe("w4a16", ["fallback.bits=9"])
+
+
+def test_a_super_size_goes_with_the_groups() -> None:
+    assert load_recipe("gguf_q4_k", ["weights.granularity=channel"]).weights.super_size is None
+    one_level = Scheme(4, False, "group", 32, scale_dtype="float16")
+    assert load_recipe("gguf_q4_k", ["weights.super_size=none"]).weights == one_level
+    wide = {"bits": 8, "symmetric": True, "super_size": "none"}
+    rule = Recipe.from_dict(
+        {**load_recipe("gguf_q4_k").to_dict(), "rules": [{"layers": ["*.o_proj"], "weights": wide}]}
+    )
+    assert rule.plan(rule.rules[0]).scheme == Scheme(8, True, "group", 32, scale_dtype="float16")
 
 
 def test_a_file_says_only_what_differs_and_is_named_after_itself(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Equal bits mean equal bytes in the file: scales and zero points count, a shorter
 A file that stores a linear NAME as integers has several tensors for it,
 
     NAME.weight_packed or NAME.weight      codes
+    NAME.weight_blocks                     codes, with their scales on two levels between them
     NAME.weight_scale                      scales
     NAME.weight_zero_point                 zero points
     NAME.outlier_weight, .outlier_columns  columns that stay float, and which
@@ -22,6 +23,7 @@ from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.checkpoint.safetensors_header import DTYPES
 from zeropoint.errors import InternalError
 from zeropoint.evaluation.results import Size
+from zeropoint.formats import _super_blocks
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import HEADS_OF, Scheme
 
@@ -32,6 +34,7 @@ Part: TypeAlias = Literal[
 PARTS: dict[str, Part] = {
     "weight_packed": "codes",
     "weight": "codes",
+    "weight_blocks": "codes",
     "weight_scale": "scales",
     "weight_zero_point": "zero_points",
     "outlier_weight": "outliers",
@@ -148,10 +151,13 @@ def linear_shape(layer: str, tensors: Mapping[str, TensorInfo], scheme: Scheme |
     Raises: InternalError if there is no weight of two dimensions.
     """
     packed, plain = tensors.get(f"{layer}.weight_packed"), tensors.get(f"{layer}.weight")
-    info = plain if packed is None else packed
+    blocks = tensors.get(f"{layer}.weight_blocks")
+    info = blocks or plain if packed is None else packed
     if info is None or len(info.shape) != 2:
         raise InternalError(f"{layer}: none of the tensors of this linear is a weight of two dimensions")
     rows, cols = info.shape
+    if info is blocks:
+        return rows, cols // _super_blocks.BYTES * _super_blocks.COLUMNS
     if packed is None or scheme is None:
         return rows, cols
     scale = tensors.get(f"{layer}.weight_scale")

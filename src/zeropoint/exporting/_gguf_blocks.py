@@ -1,4 +1,4 @@
-"""Which block type holds a scheme exactly, and how its blocks of 32 columns are laid out.
+"""Which block type holds a scheme exactly, and how blocks of 32 columns are laid out.
 
     Q4_0   18 bytes   float16 d, 16 bytes of q + 8                      value = d * (u - 8)
     Q4_1   20 bytes   float16 d, float16 m, 16 bytes of q + 8           value = d * u + m
@@ -14,6 +14,9 @@ S has at most 11 significant bits, Z + 8 is below 16 and Z + 16 below 32; with S
 The reader's d * u + m is then exact in float32 too, and its values are ours bit for bit. A scale of more than 32
 columns is repeated in each of its blocks.
 
+Q4_K, 144 bytes for 256 columns, is what the folder holds of a weight whose scales are on two levels, byte for byte
+(formats/_super_blocks.py).
+
 Source: ggml's ggml-common.h and the numpy twins of the gguf package (tests/unit/exporting compares with both).
 """
 
@@ -26,18 +29,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zeropoint.exporting._integers import Integers, as_float16
+from zeropoint.formats import _super_blocks
 from zeropoint.types import Scheme
 
 BLOCK = 32
 
-BlockType: TypeAlias = Literal["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+BlockType: TypeAlias = Literal["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K"]
 
-BITS: Mapping[BlockType, int] = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
+BITS: Mapping[BlockType, int] = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q4_K": 4}
 """Of a code."""
 
 
 def block_type(scheme: Scheme, cols: int) -> tuple[BlockType | None, str]:
     """Return the type that holds such codes and "", or None and why there is none, with what would fit."""
+    if scheme.super_size is not None:
+        reason = _super_blocks.supports(scheme, cols)
+        return (None, reason) if reason else ("Q4_K", "")
     if cols % BLOCK:
         return None, f"{cols} columns do not split into GGUF's blocks of {BLOCK}; leave this tensor float (keep_float)"
     size = scheme.group_size if scheme.granularity == "group" and scheme.group_size else cols
@@ -59,7 +66,8 @@ def block_type(scheme: Scheme, cols: int) -> tuple[BlockType | None, str]:
 def pack(name: str, weight: Integers, kind: BlockType) -> NDArray[np.uint8]:
     """Return the blocks of a weight: uint8 (rows, bytes of a row).
 
-    name: for messages. Raises: SchemeError, with the name, if float16 does not hold a scale or a minimum.
+    name: for messages. kind: one of 32 columns.
+    Raises: SchemeError, with the name, if float16 does not hold a scale or a minimum.
     """
     weight = weight.in_groups(BLOCK)
     rows, cols = weight.codes.shape

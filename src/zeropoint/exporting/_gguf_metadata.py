@@ -110,6 +110,7 @@ def fields_of(weights: Weights, kinds: Sequence[str]) -> dict[str, Any]:
     arch = architecture_of(weights.model).arch_name
     common = Counter(kind for kind in kinds if kind != "F32").most_common(1)
     kind = common[0][0] if common else "F32"
+    kind = {"Q4_K": "Q4_K_S"}.get(kind, kind)  # as llama.cpp calls a file of it
     file_type = gguf.LlamaFileType.ALL_F32 if kind == "F32" else gguf.LlamaFileType[f"MOSTLY_{kind}"]
     rope = _rope_of(config)
     scaling: dict[str, Any] = {}

@@ -16,12 +16,16 @@ from zeropoint.types import InputScheme, PackedWeight, Scheme
 
 @dataclass(frozen=True)
 class Integers:
-    """codes: int8 (rows, cols), signed. scale: float32 (rows, groups). zero_point: int8 (rows, groups), or None."""
+    """codes: int8 (rows, cols), signed. scale: float32 (rows, groups). zero_point: int8 (rows, groups), or None.
+
+    minimum: float32 (rows, groups) where scales are on two levels, else None.
+    """
 
     codes: NDArray[np.int8]
     scale: NDArray[np.float32]
     zero_point: NDArray[np.int8] | None
     scheme: Scheme
+    minimum: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, packed: PackedWeight) -> Integers:
@@ -30,12 +34,13 @@ class Integers:
         codes = bits.unpack_array(packed.words, packed.scheme.bits, cols)
         groups = packed.scale.shape[1]
         zero_point = None if packed.zero_point is None else np.broadcast_to(packed.zero_point, (rows, groups))
-        return cls(codes, np.broadcast_to(packed.scale, (rows, groups)), zero_point, packed.scheme)
+        return cls(codes, np.broadcast_to(packed.scale, (rows, groups)), zero_point, packed.scheme, packed.minimum)
 
     def with_rows(self, order: NDArray[np.intp]) -> Integers:
         """Return the weight with its rows in another order."""
         zero_point = None if self.zero_point is None else self.zero_point[order]
-        return replace(self, codes=self.codes[order], scale=self.scale[order], zero_point=zero_point)
+        minimum = None if self.minimum is None else self.minimum[order]
+        return replace(self, codes=self.codes[order], scale=self.scale[order], zero_point=zero_point, minimum=minimum)
 
     def in_groups(self, size: int) -> Integers:
         """Return the weight with a scale for every `size` columns: those of a wider group are repeated.
@@ -48,12 +53,16 @@ class Integers:
         return replace(self, scale=np.repeat(self.scale, times, axis=1), zero_point=zero_point)
 
     def values(self) -> NDArray[np.float32]:
-        """Return S * (q - Z): float32 (rows, cols)."""
+        """Return S * (q - Z), or S * (q - q_min) - M on two levels: float32 (rows, cols)."""
         rows, cols = self.codes.shape
         grouped = self.codes.reshape(rows, self.scale.shape[1], -1).astype(np.float32)
         if self.zero_point is not None:
             grouped -= self.zero_point[:, :, None]
+        if self.minimum is not None:
+            grouped -= self.scheme.q_min
         grouped *= self.scale[:, :, None]
+        if self.minimum is not None:
+            grouped -= self.minimum[:, :, None]
         return grouped.reshape(rows, cols)
 
 

@@ -39,6 +39,8 @@ def supports(scheme: Scheme, shape: tuple[int, int]) -> str | None:
         return f"AWQ has 4 bits only, not {scheme.bits}; quantize again with 4, or export as gptq"
     if rows % len(ORDER):
         return f"{rows} outputs do not fill words of {len(ORDER)} codes; leave it float (keep_float)"
+    if scheme.super_size is not None:
+        return "scales on two levels are in GGUF only; quantize again without weights.super_size, or export as gguf"
     if scheme.granularity == "tensor":
         return "one scale for the whole weight is not in AWQ's layout; quantize again by channel or group"
     return None

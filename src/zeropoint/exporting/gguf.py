@@ -1,8 +1,8 @@
-"""GGUF, as llama.cpp and what is built on it load it: one file with the integers in blocks of 32.
+"""GGUF, as llama.cpp and what is built on it load it: one file with the integers in blocks of 32, or of 256.
 
-Linears become Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (_gguf_blocks.py says which scheme fits exactly), embedding and head too
-where they are integers, else they stay as they are stored (BF16, F16, F32). Norms and biases become F32, which holds
-each of those. Rows of q and k are interleaved for the architectures that llama.cpp rotates by neighbours.
+Linears become Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q4_K (_gguf_blocks.py says which scheme fits exactly), embedding and head
+too where they are integers, else they stay as they are stored (BF16, F16, F32). Norms and biases become F32, which
+holds each of those. Rows of q and k are interleaved for the architectures that llama.cpp rotates by neighbours.
 
 Metadata and tokenizer: _gguf_metadata.py, _gguf_tokenizer.py. A tensor is read, written and forgotten; then all are
 read back from the disk through the gguf package's dequantization and compared with the folder's values, bit for bit.
@@ -30,12 +30,15 @@ from zeropoint.exporting import _gguf_blocks, _gguf_metadata, _gguf_tokenizer
 from zeropoint.exporting._gguf_metadata import Architecture
 from zeropoint.exporting._integers import Integers, notes_of_inputs, require_no_outliers
 from zeropoint.exporting.result import Written
+from zeropoint.formats import _super_blocks
 from zeropoint.models.parts import outer_tensors
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.weights import Weights
 from zeropoint.types import Scheme
 
-STORES = "2 to 5 bits with or without zero points, 6 to 8 bits symmetric; groups of 32 columns or multiples of them"
+STORES = (
+    "2 to 5 bits with or without zero points, 6 to 8 bits symmetric; groups of 32 columns or multiples of them; Q4_K"
+)
 
 SLAB_VALUES = 1 << 24
 """Of a table, written and compared at once: 67 MB in float32."""
@@ -217,6 +220,10 @@ def _floats(weights: Weights, entry: Entry, start: int, stop: int) -> NDArray[An
 
 def _stored(weights: Weights, entry: Entry, start: int, stop: int) -> NDArray[Any]:
     """Return the bytes of some rows, as the file has them."""
+    if entry.kind.name == "Q4_K":
+        part = _super_blocks.tensor_name(entry.source.removesuffix(".weight"))
+        blocks = weights.checkpoint.read_array(part, rows=(start, stop))
+        return np.ascontiguousarray(blocks if entry.heads is None else blocks[interleaved(stop, entry.heads)])
     if entry.scheme is not None:
         kind = cast(_gguf_blocks.BlockType, entry.kind.name)
         return _gguf_blocks.pack(entry.source, _integers(weights, entry, start, stop), kind)

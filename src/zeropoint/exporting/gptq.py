@@ -43,6 +43,8 @@ def supports(scheme: Scheme, shape: tuple[int, int]) -> str | None:
     each = 32 // scheme.bits
     if rows % each or cols % each:
         return f"a weight of ({rows}, {cols}) does not fill words of {each} codes; leave it float (keep_float)"
+    if scheme.super_size is not None:
+        return "scales on two levels are in GGUF only; quantize again without weights.super_size, or export as gguf"
     if scheme.granularity == "tensor":
         return "one scale for the whole weight is not in GPTQ's layout; quantize again by channel or group"
     return None

@@ -49,7 +49,7 @@ def hold(targets: Collection[str]) -> bool:
 
 def supports(scheme: Scheme) -> str | None:
     """Return None if a table can be stored so, else the reason and what would fit."""
-    if scheme.symmetric and scheme.granularity != "tensor":
+    if scheme.symmetric and scheme.granularity != "tensor":  # scales on two levels are never symmetric
         return None
     return (
         f"an embedding or a head cannot be stored as {scheme.label()}; use symmetric scales, per channel or per group"

@@ -14,9 +14,9 @@ int8 only packed), scales as above and
     NAME.weight             int8 (rows, cols)                          the codes
     NAME.weight_zero_point  int8 (rows, groups), (1,) per tensor       asymmetric only
 
-What a file says about inputs is in _inputs.py, about outlier columns, with which only zeropoint opens it, in
-_outliers.py, about embedding and head as integers in _tables.py. config.json holds `quantization_config`: which linear
-has which scheme.
+What a file says about inputs is in _inputs.py, about outlier columns and scales on two levels, with which only
+zeropoint opens it, in _outliers.py and _super_blocks.py, about embedding and head as integers in _tables.py.
+config.json holds `quantization_config`: which linear has which scheme.
 
 What transformers 5.23 with compressed-tensors 0.20 does with such a folder (tests/parity shows each point):
 
@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import msgspec
 
 from zeropoint.errors import CheckpointError, InternalError, SchemeError
-from zeropoint.formats import _inputs, _outliers, _scales, _tables
+from zeropoint.formats import _inputs, _outliers, _scales, _super_blocks, _tables
 from zeropoint.patterns import PatternError, compile_quick
 from zeropoint.types import Granularity, InputScheme, PackedWeight, QParams, QTensor, Scheme, StoredArray, divisors
 
@@ -78,8 +78,12 @@ def supports(scheme: Scheme, shape: tuple[int, int]) -> str | None:
         return f"a weight of shape ({rows}, {cols}) has no values; leave it float"
     if not 2 <= scheme.bits <= 8:
         return f"codes of {scheme.bits} bits cannot be stored; use 2 to 8 bits"
-    if scheme.granularity != "group":
-        return None
+    if _super_blocks.stored(scheme):
+        return _super_blocks.supports(scheme, cols)
+    return _supports_groups(scheme, cols) if scheme.granularity == "group" else None
+
+
+def _supports_groups(scheme: Scheme, cols: int) -> str | None:
     size = scheme.group_size
     if size is None or size < 1:
         return f"granularity 'group' with group_size {size}; use one of {_sizes_that_divide(cols)}"
@@ -96,6 +100,8 @@ def tensor_names(name: str, scheme: Scheme, inputs: InputScheme | None = None) -
 
     inputs: how its input is rounded; None where it stays float.
     """
+    if _super_blocks.stored(scheme):
+        return (_super_blocks.tensor_name(name),)
     packed = format_of(scheme, inputs) == PACKED
     parts = ("weight_packed", "weight_scale", "weight_shape") if packed else ("weight", "weight_scale")
     parts = parts if scheme.symmetric else (*parts, "weight_zero_point")
@@ -120,6 +126,7 @@ def layout(
     of_part: dict[str, tuple[str, tuple[int, ...]]] = {
         "weight_packed": ("int32", (rows, _words(cols, scheme))),
         "weight": ("int8", shape),
+        "weight_blocks": ("uint8", _super_blocks.shape_of(shape)),
         "weight_scale": (scheme.scale_dtype, stored_groups),
         "weight_shape": ("int64", (2,)),
         "weight_zero_point": zero_points,
@@ -168,6 +175,8 @@ def pack(name: str, q: QTensor) -> dict[str, Tensor]:
     reason = supports(q.scheme, q.shape)
     if reason:
         raise SchemeError(f"{name}: {reason}")
+    if _super_blocks.stored(q.scheme):
+        return {_super_blocks.tensor_name(name): _super_blocks.to_store(name, q)}
     if q.scheme.symmetric != (q.qparams.zero_point is None):
         raise InternalError(f"{name}: zero points belong to an asymmetric weight, and only to one")
     inputs = None if q.input is None else q.input.scheme
@@ -195,7 +204,11 @@ def unpack(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, inputs: Inp
 
     from zeropoint.formats import bits
 
-    packed = read_packed(name, {part: _as_array(tensor) for part, tensor in tensors.items()}, scheme, inputs)
+    stored = {part: _as_array(tensor) for part, tensor in tensors.items()}
+    if _super_blocks.stored(scheme):
+        _require_parts(name, stored, scheme, inputs)
+        return _super_blocks.unpack(name, stored, scheme)
+    packed = read_packed(name, stored, scheme, inputs)
     codes = bits.unpack_array(packed.words, scheme.bits, packed.shape[1])
     zero_point = None if packed.zero_point is None else torch.from_numpy(packed.zero_point.astype(np.int32))
     qparams = QParams(torch.from_numpy(packed.scale), zero_point)
@@ -234,9 +247,9 @@ def read_packed(
     packed, as old releases wrote them.
     Raises: CheckpointError, with the tensor's name, if one is missing or has not the dtype, shape or range it must.
     """
-    missing = [t for t in tensor_names(name, scheme, inputs) if t not in stored]
-    if missing:
-        raise CheckpointError(f"{name}: {', '.join(missing)} missing from the file of a {scheme.label()} weight")
+    _require_parts(name, stored, scheme, inputs)
+    if _super_blocks.stored(scheme):
+        return _super_blocks.read(name, stored, scheme)
     read_words = _read_words if format_of(scheme, inputs) == PACKED else _read_bytes
     words, (rows, cols) = read_words(name, stored, scheme)
     scale, scale_dtype = _scales.read(f"{name}.weight_scale", stored[f"{name}.weight_scale"], scheme, (rows, cols))
@@ -351,7 +364,8 @@ def note(quantization_config: Mapping[str, Any], *, experts: bool = False, trans
     declared = quantization_config.get("format")
     groups = quantization_config["config_groups"].values()
     formats = {tuple(group["targets"]): group.get("format", declared) for group in groups}
-    notes = [_outliers.NOTE] if _outliers.FORMAT in formats.values() else []
+    extensions = {_outliers.FORMAT: _outliers.NOTE, _super_blocks.FORMAT: _super_blocks.NOTE}
+    notes = [text for name, text in extensions.items() if name in formats.values()]
     if experts and any(not group["weights"]["symmetric"] or group["input_activations"] for group in groups):
         notes.append(NOTE_EXPERTS)
     if transposed:
@@ -420,6 +434,7 @@ def _resolve(
 
 class _Weights(_inputs.Arguments, frozen=True):
     actorder: bool | str | None = None
+    super_size: int | None = None
 
 
 class _Group(msgspec.Struct, frozen=True):
@@ -516,9 +531,12 @@ def _scheme(where: str, weights: _Weights) -> Scheme:
         symmetric=weights.symmetric,
         granularity=cast(Granularity, strategy),
         group_size=weights.group_size if strategy == "group" else None,
+        super_size=weights.super_size,
     )
+    if _super_blocks.stored(scheme):
+        scheme = replace(scheme, scale_dtype=_super_blocks.SCHEME.scale_dtype)
     # Only the columns are unknown here; one whole group of them finds what is wrong with the scheme itself.
-    reason = supports(scheme, (1, scheme.group_size or 1))
+    reason = supports(scheme, (1, scheme.super_size or scheme.group_size or 1))
     if reason:
         raise CheckpointError(f"{where}: {reason}")
     return scheme
@@ -546,14 +564,18 @@ def _matchers(targets: Collection[str]) -> dict[str, Callable[[str], object]]:
 def _as_stored(scheme: Scheme) -> Scheme:
     """Return the scheme without what the configuration cannot say, so that equal entries become one group."""
     size = scheme.group_size if scheme.granularity == "group" else None
-    return Scheme(scheme.bits, scheme.symmetric, scheme.granularity, size)
+    return Scheme(scheme.bits, scheme.symmetric, scheme.granularity, size, super_size=scheme.super_size)
 
 
 def _packs_zero_points(scheme: Scheme, inputs: InputScheme | None) -> bool:
+    if _super_blocks.stored(scheme):
+        return False
     return not scheme.symmetric and scheme.granularity != "tensor" and format_of(scheme, inputs) == PACKED
 
 
 def _declared_format(scheme: Scheme, inputs: InputScheme | None) -> str:
+    if _super_blocks.stored(scheme):
+        return _super_blocks.FORMAT
     return _outliers.FORMAT if _outliers.stored(inputs) else format_of(scheme, inputs)
 
 
@@ -574,8 +596,15 @@ def _group(scheme: Scheme, inputs: InputScheme | None, targets: list[str], decla
             "strategy": scheme.granularity,
             "symmetric": scheme.symmetric,
             "type": "int",
+            **({} if scheme.super_size is None else {"super_size": scheme.super_size}),
         },
     }
+
+
+def _require_parts(name: str, stored: Mapping[str, StoredArray], scheme: Scheme, inputs: InputScheme | None) -> None:
+    missing = [part for part in tensor_names(name, scheme, inputs) if part not in stored]
+    if missing:
+        raise CheckpointError(f"{name}: {', '.join(missing)} missing from the file of a {scheme.label()} weight")
 
 
 def _sizes_that_divide(cols: int) -> str:

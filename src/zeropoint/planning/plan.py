@@ -201,10 +201,25 @@ def _why_float(name: str, layer: str, prepared: Prepared, *, used: bool) -> str:
     return "a bias" if name.endswith(".bias") else "a norm"
 
 
+def fallbacks(prepared: Prepared) -> Iterator[str]:
+    """Yield what linears have the recipe's fallback, and why."""
+    weights, recipe = prepared.weights, prepared.recipe
+    alike: dict[tuple[Scheme, int], Counter[str]] = {}
+    for name, scheme in schemes.fallen_back(weights, prepared.plans, recipe).items():
+        _, cols = weights.checkpoint.tensors[f"{name}.weight"].shape
+        alike.setdefault((scheme, cols), Counter())[name.rpartition(".")[2]] += 1
+    for (scheme, cols), kinds in alike.items():
+        assert recipe.fallback is not None
+        named = ", ".join(f"{kind} x{count}" for kind, count in kinds.items())
+        said = f"{recipe.fallback.label()} instead of {scheme.label()}"
+        yield f"{said}, which rows of {cols} columns do not fill: {named}"
+
+
 def _notes(prepared: Prepared) -> Iterator[str]:
     """Yield what else there is to say."""
     recipe = prepared.recipe
     if recipe.activations is not None and recipe.activations.outlier_threshold is not None:
         yield "outlier columns are found by calibration; what they take is not in the size"
+    yield from fallbacks(prepared)
     if "model" in schemes.scopes(recipe):
         yield "tuning the whole model is one step: a run that is killed in it begins that step again"

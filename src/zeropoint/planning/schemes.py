@@ -27,6 +27,7 @@ GROUP_SIZE = 64
 def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
     """Return the plan of every linear and the format's module.
 
+    A linear that the format cannot store by its scheme has the recipe's fallback, if there is one: see `fallen_back`.
     Raises: InputError for a model that is quantized already; RecipeError for rules that match nothing; SchemeError for
     a scheme that the format cannot store, with the name of the linear.
     """
@@ -37,13 +38,40 @@ def planned(weights: Weights, recipe: Recipe) -> tuple[Plans, ModuleType]:
         raise InputError(
             f"{weights.checkpoint.path} is quantized already; quantize the float model that it was made from"
         )
-    for name, plan in plans.items():
-        if plan is not None:
-            rows, cols = weights.checkpoint.tensors[f"{name}.weight"].shape
-            reason = file_format.supports(plan.scheme, (rows, cols))
-            if reason is not None:
-                raise SchemeError(f"{name}: {reason}")
+    plans = {name: _that_fits(name, plan, weights, recipe, file_format) for name, plan in plans.items()}
     return plans, file_format
+
+
+def _that_fits(
+    name: str, plan: LayerPlan | None, weights: Weights, recipe: Recipe, file_format: ModuleType
+) -> LayerPlan | None:
+    """Return the plan of a linear with a scheme that the format can store. Raises: SchemeError if there is none."""
+    if plan is None:
+        return None
+    rows, cols = weights.checkpoint.tensors[f"{name}.weight"].shape
+    reason = file_format.supports(plan.scheme, (rows, cols))
+    whole = plan.scheme.super_size or plan.scheme.group_size or cols
+    if reason is not None and recipe.fallback is not None and file_format.supports(plan.scheme, (rows, whole)) is None:
+        plan = replace(plan, scheme=recipe.fallback)
+        reason = file_format.supports(plan.scheme, (rows, cols))
+    if reason is None and plan.scheme.super_size is not None and plan.activations is not None:
+        reason = (
+            f"{plan.scheme.label()} weights with {plan.activations.label()} inputs: nothing runs them; use weights "
+            "without super_size, or write activations = 'float'"
+        )
+    if reason is not None:
+        raise SchemeError(f"{name}: {reason}")
+    return plan
+
+
+def fallen_back(weights: Weights, plans: Plans, recipe: Recipe) -> dict[str, Scheme]:
+    """Return the linears that have the recipe's fallback instead of the scheme they were to have: that one, by name."""
+    wanted = resolve(recipe, linear_names(weights.model))
+    return {
+        name: asked.scheme
+        for name, plan in plans.items()
+        if plan is not None and (asked := wanted[name]) is not None and asked.scheme != plan.scheme
+    }
 
 
 def routers(model: Model) -> Iterator[str]:

@@ -86,7 +86,8 @@ class NativeRunner:
         """Linears whose groups the kernels cannot run, which are held as float32 instead."""
         if self.expanded:
             _log.warning(
-                "%d linears are held as float32: their groups are no multiples of 32 columns (%s ...)",
+                "%d linears are held as float32: the kernels have no groups that are no multiples of 32 columns, and "
+                "no scales on two levels (%s ...)",
                 len(self.expanded),
                 self.expanded[0],
             )
@@ -298,7 +299,7 @@ class _Loader:
             scale = np.repeat(scale, rows, axis=0)
             zero_point = None if zero_point is None else np.repeat(zero_point, rows, axis=0)
         scale = np.ascontiguousarray(scale)
-        if group < cols and group % _native.CHUNK:
+        if packed.minimum is not None or (group < cols and group % _native.CHUNK):
             return self._expanded(name, packed, scale, zero_point, group)
         halves = not bool((scale.view(np.uint32) & 0xFFFF).any())  # bfloat16 numbers
         weight = _native.codes_weight(scheme.bits, rows, cols, group, halves, zero_point is not None)
@@ -318,8 +319,13 @@ class _Loader:
         columns = np.arange(cols) // group
         if zero_point is not None:
             codes -= zero_point[:, columns]
+        if packed.minimum is not None:
+            codes -= packed.scheme.q_min
+        codes *= scale[:, columns]
+        if packed.minimum is not None:
+            codes -= packed.minimum[:, columns]
         weight = _native.float_weight(False, rows, cols)
-        weight.put_f32(self._pool, 0, codes * scale[:, columns])
+        weight.put_f32(self._pool, 0, codes)
         return weight
 
     def _in_slabs(self, name: str, put: Callable[[_native.Pool, int, Any], None], *, as_stored: bool) -> None:

@@ -17,7 +17,7 @@ NAME = "model.layers.0.self_attn.q_proj"
 
 
 def info(name: str, dtype: str, *shape: int, size_bytes: int | None = None) -> TensorInfo:
-    width = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "I32": 4, "I64": 8}
+    width = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "I32": 4, "I64": 8}
     count = 1
     for length in shape:
         count *= length
@@ -52,6 +52,15 @@ def test_four_bits_in_groups_of_64_are_four_and_a_quarter() -> None:
     assert size.bits_per_weight == 4.25
     assert (size.linear_weights, size.code_bytes, size.scale_bytes) == (576 * 1536, 576 * 1536 // 2, 576 * 24 * 2)
     assert (size.zero_point_bytes, size.overhead_bytes) == (0, 16)
+
+
+def test_a_super_block_is_four_and_a_half_with_its_scales() -> None:
+    scheme = Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256)
+    blocks = info(f"{NAME}.weight_blocks", "U8", 576, 6 * 144)
+    size = measure_size(by_name(blocks), {NAME: scheme})
+    assert size.bits_per_weight == 4.5
+    assert (size.linear_weights, size.code_bytes, size.scale_bytes) == (576 * 1536, 576 * 864, 0)
+    assert linear_shape(NAME, by_name(blocks), scheme) == (576, 1536)
 
 
 def test_zero_points_count() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from zeropoint.errors import ArchitectureError, CheckpointError, InputError, Out
 from zeropoint.progress import Progress
 from zeropoint.recipe import load_recipe
 from zeropoint.runtime.native_runner import NativeRunner
+from zeropoint.runtime.torch_runner import TorchRunner
 from zeropoint.runtime.weights import Weights
 
 QUICK = ["rounding=rtn", "range=minmax"]
@@ -94,6 +96,32 @@ def test_the_recipes_for_gguf_export_as_the_type_that_they_are_named_after(kind:
     result = zeropoint.export(out, tmp_path / "m.gguf", format="gguf")
     assert result.types == {"F32": 6, kind: 14}
     assert result.notes == ()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_q4_k_is_written_where_256_divides_the_columns_and_q5_0_elsewhere(tied: bool, tmp_path: Path) -> None:
+    """Tied: the rows of q and k, which are interleaved, are rows of super-blocks too."""
+    sizes = {"hidden": 256, "intermediate": 160} if tied else {"hidden": 160, "intermediate": 256}
+    out = make(tmp_path, "gguf_q4_k", LEARNED, tied=tied, layers=1, **sizes)
+    result = zeropoint.export(out, tmp_path / "m.gguf", format="gguf")
+    floats = {"F32": 4} if tied else {"F32": 5}
+    assert result.types == {**floats, **({"Q4_K": 6, "Q5_0": 1} if tied else {"Q4_K": 1, "Q5_0": 6})}
+    assert result.notes == ()
+    ours, theirs = Weights(open_checkpoint(out)), Weights(open_checkpoint(tmp_path / "m.gguf"))
+    tokens = list(range(20))
+    logits = []
+    for each in (ours, theirs):
+        for name in ours.schemes:
+            assert torch.equal(ours.restored_linear(name), each.restored_linear(name)), name
+        logits.append(NativeRunner(each, activations="float", cache="float32").logits(tokens))
+    assert np.abs(logits[0] - logits[1]).max() < 1e-4 * np.abs(logits[0]).max()
+    # what the native runtime restores is what torch does
+    torch_logits = TorchRunner(ours).logits(tokens)
+    assert np.abs(logits[0] - torch_logits).max() < 1e-4 * np.abs(torch_logits).max()
+    raw = gguf.GGUFReader(tmp_path / "m.gguf")
+    (down,) = (tensor for tensor in raw.tensors if tensor.name == "blk.0.ffn_down.weight")
+    values = gguf.quants.dequantize(down.data, down.tensor_type)
+    assert np.array_equal(values, ours.restored_linear("model.layers.0.mlp.down_proj").numpy())
 
 
 def test_tokenizer_template_and_special_tokens_come_back(folder: Path, tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ SCHEMES = [
     Scheme(4, True, "tensor", None),
     *(Scheme(4, False, "group", size) for size in (32, 64)),
     *(Scheme(bits, False, "group", 32) for bits in (5, 8)),
+    Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256),
 ]
 
 
 def row(scheme: Scheme) -> str:
-    """The line of the document about a scheme, from what the targets say of a weight of (64, 128)."""
-    shape = (64, 128)
+    """The line of the document about a scheme, from what the targets say of a weight of (64, 256)."""
+    shape = (64, 256)
     fits = ["no" if target.supports(scheme, shape) else "yes" for target in (gptq, awq)]
     return f"| {scheme.label()} | {block_type(scheme, shape[1])[0] or 'no'} | {' | '.join(fits)} |"
 

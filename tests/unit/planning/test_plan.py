@@ -79,3 +79,40 @@ def test_it_refuses_what_quantize_would_refuse(model: Path, tmp_path: Path) -> N
         zeropoint.plan(model, recipe=zeropoint.load_recipe("w4a16", ["weights.group_size=11"]), bench_s=0)
     with pytest.raises(InputError, match="quantized already"):
         zeropoint.plan(quantized(tmp_path / "q"), bench_s=0)
+
+
+def test_what_falls_back_is_named_and_counted(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model", hidden=96, intermediate=256)
+    plan = zeropoint.plan(model, recipe="gguf_q4_k", bench_s=0)
+    (note,) = plan.notes
+    assert note.startswith(
+        "int5 g32 sym instead of int4 g32/256 asym, which rows of 96 columns do not fill: q_proj x2,"
+    )
+    stored = {row.kind: row.stored for row in plan.rows}
+    assert stored["down_proj"] == "int4 g32/256 asym"
+    assert stored["q_proj"] == "int5 g32 sym"
+    assert "only zeropoint can run" in plan.loads
+    assert zeropoint.plan(model, recipe="gguf_q5_0", bench_s=0).notes == ()
+
+
+def test_measured_it_takes_a_whole_super_block(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model", hidden=256, intermediate=96)
+    recipe = zeropoint.load_recipe("gguf_q4_k", SMALL[3::2])
+    assert zeropoint.plan(model, recipe=recipe, bench_s=0.1).elapsed_s is not None
+
+
+def test_a_fallback_that_does_not_fit_either_is_refused(model: Path) -> None:
+    with pytest.raises(SchemeError, match="64 columns do not split into groups of 48"):
+        zeropoint.plan(model, recipe=zeropoint.load_recipe("gguf_q4_k", ["fallback.group_size=48"]), bench_s=0)
+
+
+def test_two_levels_with_rounded_inputs_are_refused(tmp_path: Path) -> None:
+    model = make_llama(tmp_path / "model", hidden=256, intermediate=256)
+    recipe = zeropoint.load_recipe("gguf_q4_k", ["activations.dynamic=true"])
+    with pytest.raises(SchemeError, match=r"q_proj: int4 g32/256 asym weights with int8 token inputs"):
+        zeropoint.plan(model, recipe=recipe, bench_s=0)
+
+
+def test_a_scheme_that_fits_no_columns_does_not_fall_back(model: Path) -> None:
+    with pytest.raises(SchemeError, match="only those of Q4_K"):
+        zeropoint.plan(model, recipe=zeropoint.load_recipe("gguf_q4_k", ["weights.bits=5"]), bench_s=0)
