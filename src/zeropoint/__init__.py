@@ -19,6 +19,7 @@ from zeropoint.errors import InputError, ZeropointError
 from zeropoint.types import QParams, QTensor, Scheme
 
 if TYPE_CHECKING:
+    from zeropoint.budget.run import budget, quantize_within
     from zeropoint.comparison import compare
     from zeropoint.evaluation.run import evaluate
     from zeropoint.evaluation.speed import bench
@@ -38,6 +39,8 @@ _LAZY = {
     "evaluate": "zeropoint.evaluation.run",
     "compare": "zeropoint.comparison",
     "bench": "zeropoint.evaluation.speed",
+    "budget": "zeropoint.budget.run",
+    "quantize_within": "zeropoint.budget.run",
     "export": "zeropoint.exporting.run",
     "inspect": "zeropoint.inspection",
     "inspect_inputs": "zeropoint.laboratory",
@@ -58,6 +61,7 @@ __all__ = [
     "Scheme",
     "ZeropointError",
     "bench",
+    "budget",
     "compare",
     "evaluate",
     "export",
@@ -67,6 +71,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "quantize",
+    "quantize_within",
     "verify",
 ]
 

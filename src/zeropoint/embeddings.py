@@ -75,6 +75,11 @@ def quantize_table(
     return QuantizedTable(file_format.pack_table(table.name, slabs, table.also), row, looked_up)
 
 
+def restored_table(weights: Weights, name: str, scheme: Scheme, choice: Choice) -> Tensor:
+    """Return what a table would stand for as integers: float32 (rows, cols), in memory as a whole."""
+    return torch.cat([restore(_rounded(slab, scheme, choice)) for slab in _float_slabs(weights, name)])
+
+
 def _row(slabs: Sequence[QTensor], index: int) -> Tensor:
     """Return what one row of a table stands for: float32 (1, cols)."""
     slab, at = slabs[index // slabs[0].shape[0]], index % slabs[0].shape[0]

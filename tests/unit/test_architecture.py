@@ -53,6 +53,7 @@ ORDER = (
     "engines",
     "steps",
     "pipeline",
+    "budget",
     "comparison",
     "",
     "cli",

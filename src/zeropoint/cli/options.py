@@ -40,6 +40,27 @@ calibration_option = click.option(
     help="Text (.txt) or conversations (.jsonl) like what the model will read. Default: the bundled text.",
 )
 
+
+def choices_options(command: Command) -> Command:
+    """Add --choices and --embedding-choices: what a budget may choose from."""
+    choices = click.option(
+        "--choices",
+        default="3,4,5,6,8,float",
+        show_default=True,
+        metavar="BITS,...",
+        help="Bits that a layer may have; 2 to 6, 8, and float.",
+    )
+    tables = click.option(
+        "--embedding-choices",
+        "table_choices",
+        default="int8,stored",
+        show_default=True,
+        metavar="FORM,...",
+        help="What embedding and head may be: int4, int8, and stored.",
+    )
+    return choices(tables(command))
+
+
 text_option = click.option(
     "--text",
     type=click.Path(path_type=Path),
@@ -112,6 +133,23 @@ class Share(click.ParamType[float]):
         if not 0 < share < 1:
             self.fail(f"{value!r} is no share; write for example 1% or 0.01", param, ctx)
         return share
+
+
+class Speed(click.ParamType[float]):
+    """Tokens per second, written 20tok/s or 20: above 0."""
+
+    name = "speed"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the tokens per second."""
+        text = str(value).strip().lower().removesuffix("/s").removesuffix("tokens").removesuffix("tok").strip()
+        try:
+            speed = float(text)
+        except ValueError:
+            speed = math.nan
+        if not 0 < speed < math.inf:
+            self.fail(f"{value!r} is no speed; write for example 20tok/s", param, ctx)
+        return speed
 
 
 class Bytes(click.ParamType[int]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import zeropoint
@@ -184,20 +185,30 @@ def _run_native(
     scores: list[TokenScores] = []
     of_rounding: list[TokenScores] = []
     for index, window in enumerate(windows.tokens):
-        # the last token has no successor to be judged by
-        sessions = reference.session(), quantized.session(), exact.session() if exact is not None else None
-        for start in range(0, len(window) - 1, LOGIT_ROWS):
-            tokens, targets = window[start : start + LOGIT_ROWS], torch.from_numpy(window[start + 1 :]).long()
-            tokens, targets = tokens[: len(window) - 1 - start], targets[:LOGIT_ROWS]
-            found = _logits(sessions[1], tokens)
-            scores.append(compare(_logits(sessions[0], tokens), found, targets))
-            if sessions[2] is not None and index < ACTIVATION_WINDOWS:
-                of_rounding.append(compare(_logits(sessions[2], tokens), found, targets))
+        beside = [reference] if exact is None or index >= ACTIVATION_WINDOWS else [reference, exact]
+        of_reference, *of_exact = scores_of_window(beside, quantized, window)
+        scores.append(of_reference)
+        of_rounding += of_exact
         report(Progress("evaluate", index + 1, len(windows.tokens)))
     cost = float(TokenScores.join(of_rounding).kl.double().mean()) if of_rounding else None
     runtime = f"native, {quantized.isa}"
     rounded = "float" if activations == "int8" and not rounds else activations
     return _Run(TokenScores.join(scores), runtime, rounded, cost, quantized.embeddings, quantized.kv_cache)
+
+
+def scores_of_window(
+    references: Sequence[NativeRunner], quantized: NativeRunner, window: NDArray[np.int32]
+) -> list[TokenScores]:
+    """Return what the tokens of a window, int32 (length,), say of a model beside each of the references."""
+    sessions, judged = [runner.session() for runner in references], quantized.session()
+    scores: list[list[TokenScores]] = [[] for _ in references]
+    for start in range(0, len(window) - 1, LOGIT_ROWS):
+        targets = torch.from_numpy(window[start + 1 :][:LOGIT_ROWS]).long()
+        tokens = window[start : start + len(targets)]  # the last token has no successor to be judged by
+        found = _logits(judged, tokens)
+        for parts, session in zip(scores, sessions, strict=True):
+            parts.append(compare(_logits(session, tokens), found, targets))
+    return [TokenScores.join(parts) for parts in scores]
 
 
 def _logits(session: NativeSession, tokens: np.ndarray[Any, Any]) -> Tensor:
