@@ -30,7 +30,7 @@ from zeropoint import _native
 from zeropoint.budget import promise
 from zeropoint.budget.costs import Costs, Limits, knee
 from zeropoint.budget.forms import Unit, parse, parse_embeddings, recipe_of, units
-from zeropoint.budget.promise import Bound, Look, Seen
+from zeropoint.budget.promise import Bound, Look
 from zeropoint.budget.sensitivity import Reading, measure
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
@@ -298,8 +298,8 @@ def _remember(cache: Path, found: Sensitivities) -> None:
 class _JudgingWindows:
     """The windows of a text in an order of their own, each handed out once."""
 
-    def __init__(self, tokens: np.ndarray[Any, Any], places: Sequence[int], name: str) -> None:
-        self._tokens, self._places, self.name = tokens, places, name
+    def __init__(self, tokens: np.ndarray[Any, Any], name: str) -> None:
+        self._tokens, self.name = tokens, name
         self._at = 0
 
     @classmethod
@@ -313,10 +313,8 @@ class _JudgingWindows:
                 f"{file}: {len(windows.tokens)} windows of {length} tokens; a promise needs {2 * promise.FIRST} at "
                 "least: give a longer text"
             )
-        count = len(windows.tokens)
-        order = np.random.PCG64(0).random_raw(count).argsort()
-        apart = windows.source.windows // count  # of windows that were chosen evenly out of more
-        return cls(windows.tokens[order], [int(index) * apart for index in order], windows.source.name)
+        order = np.random.PCG64(0).random_raw(len(windows.tokens)).argsort()
+        return cls(windows.tokens[order], windows.source.name)
 
     @property
     def left(self) -> int:
@@ -326,11 +324,11 @@ class _JudgingWindows:
     def length(self) -> int:
         return int(self._tokens.shape[1])
 
-    def take(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
-        """Yield windows that nobody has had, each behind its place in the text."""
+    def take(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Yield windows that nobody has had."""
         while self._at < len(self._tokens):
             self._at += 1
-            yield self._places[self._at - 1], self._tokens[self._at - 1]
+            yield self._tokens[self._at - 1]
 
 
 @dataclass(frozen=True)
@@ -460,12 +458,12 @@ class _Job:
         if not _asks_loss(asked):
             most = min(UNPROMISED, self.windows.left)
 
-        def read() -> Iterator[Seen]:
-            for index, (place, window) in enumerate(self.windows.take()):
+        def read() -> Iterator[tuple[float, float]]:
+            for index, window in enumerate(self.windows.take()):
                 self.report(Progress("judge", index, most))
                 scores = scores_of_window([reference], judged, window)[0]
                 differences = scores.nll_quantized.double() - scores.nll_reference.double()
-                yield Seen(place, (float(scores.kl.double().mean()), float(differences.mean())))
+                yield float(scores.kl.double().mean()), float(differences.mean())
 
         alpha = promise.ALPHA / 2 ** (number + 1)
         if _asks_loss(asked):
