@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zeropoint.models.parts import Block
+from zeropoint.models.parts import Block, Flow
 from zeropoint.observe.activations import Activations
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.runtime.ops_torch import DifferentiableOps
@@ -70,11 +70,11 @@ def fisher(
     with torch.inference_mode(), Activations(limit_bytes=limit_bytes) as between, a_thread_each() as pool:
         between.extend(weights.embed(ops, tokens, 1))  # slot b * windows + w: window w in front of block b
         for index in range(layers):
-            block = weights.block(index, ops)
+            block, flow = weights.block(index, ops), model.flow_of(index)
             report(Progress("fisher", index, 2 * layers))
 
-            def onward(slot: int, block: Block = block) -> Tensor:
-                x: Tensor = block.run(model.flow, between[slot].x)
+            def onward(slot: int, block: Block = block, flow: Flow = flow) -> Tensor:
+                x: Tensor = block.run(flow, between[slot].x)
                 return x
 
             between.extend(map_each(pool, onward, range(index * windows, (index + 1) * windows)))
@@ -88,10 +88,10 @@ def fisher(
         slopes = map_each(pool, at_the_end, range(windows))
         for index in reversed(range(layers)):
             report(Progress("fisher", 2 * layers - index - 1, 2 * layers))
-            block = weights.block(index, ops)
+            block, flow = weights.block(index, ops), model.flow_of(index)
 
-            def through(pair: tuple[int, Tensor], block: Block = block) -> dict[str, Tensor]:
-                return _pull_back(block, weights, between[pair[0]].x, pair[1])
+            def through(pair: tuple[int, Tensor], block: Block = block, flow: Flow = flow) -> dict[str, Tensor]:
+                return _pull_back(block, flow, between[pair[0]].x, pair[1])
 
             pulled = map_each(pool, through, enumerate(slopes, start=index * windows))
             slopes = [each.pop("") for each in pulled]
@@ -120,7 +120,7 @@ def _slope_of_drawn(
     return torch.cat(slopes).view_as(output)
 
 
-def _pull_back(block: Block, weights: Weights, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
+def _pull_back(block: Block, flow: Flow, x: Tensor, slope: Tensor) -> dict[str, Tensor]:
     """Return for one window the sum over tokens of g^2 for each linear, and under "" the gradient by the input."""
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {
@@ -128,7 +128,7 @@ def _pull_back(block: Block, weights: Weights, x: Tensor, slope: Tensor) -> dict
         }
         start = x.clone().requires_grad_()
         tapped = _Tapped(block.config, block.ops, leaves, {})
-        output = tapped.run(weights.model.flow, start)
+        output = tapped.run(flow, start)
         read = list(tapped.taps.items())
         gradients = torch.autograd.grad(output, [start, *(y for _, y in read)], slope.clone(), allow_unused=True)
     found = {"": gradients[0]}

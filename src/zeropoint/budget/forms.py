@@ -95,7 +95,7 @@ def units(prepared: Prepared, choices: Sequence[int | None]) -> tuple[Unit, ...]
     ruled = {name for name in plans if any(rule.matches(name) for rule in recipe.rules)}
     groups: dict[tuple[object, ...], list[str]] = {}
     for index in range(model.config.layers):
-        for number, stage in enumerate(model.flow):
+        for number, stage in enumerate(model.flow_of(index)):
             for local in stage.linears:
                 name = f"{model.block_name(index)}.{local}"
                 if plans[name] is None:

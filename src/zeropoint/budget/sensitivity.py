@@ -34,7 +34,6 @@ from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.evaluation.budgets import FormCost, Sensitivities, UniformCheck, UnitCosts
 from zeropoint.evaluation.divergence import compare
 from zeropoint.evaluation.size import float_name, size_of
-from zeropoint.models.parts import Block
 from zeropoint.observe.activations import Activations
 from zeropoint.observe.walk import Visit, observe, walk
 from zeropoint.planning import schemes
@@ -194,8 +193,8 @@ class _Walk:
             blocks = partial(weights.block, ops=ops)
             for visit in walk(weights.model, blocks, activations, least_tokens=least_tokens):
                 self._round(visit, codes)
-                if visit.stage is weights.model.flow[-1]:
-                    self._advance(visit.block, codes)
+                if visit.stage is weights.model.flow_of(visit.index)[-1]:
+                    self._advance(visit, codes)
                     codes = {}
                     self._report(
                         Progress("sensitivity", visit.index + 1, layers, weights.model.block_name(visit.index))
@@ -238,9 +237,9 @@ class _Walk:
             raise type(error)(f"{name}.weight: {error}") from error
         return expected_kl(weight - restore(made), self._minds.linears[name], stats), made
 
-    def _advance(self, block: Block, codes: Mapping[str, Mapping[str, QTensor]]) -> None:
+    def _advance(self, visit: Visit, codes: Mapping[str, Mapping[str, QTensor]]) -> None:
         """Run the windows of the checks through the block in every form."""
-        flow = self._prepared.weights.model.flow
+        block, flow = visit.block, self._prepared.weights.model.flow_of(visit.index)
         for form, state in self._states.items():
             made = {f"{local}.weight": self.ops.prepare(code) for local, code in codes.get(form, {}).items()}
             ready = replace(block, weights={**block.weights, **made})
