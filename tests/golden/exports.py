@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from golden.formats import SAMPLES, qtensor
-from zeropoint.exporting import _gguf_blocks, awq, gptq
+from zeropoint.exporting import _gguf_blocks, _onnx_blocks, awq, gptq
 from zeropoint.exporting._integers import Integers
 from zeropoint.formats import compressed_tensors
 from zeropoint.types import Scheme
@@ -49,7 +49,8 @@ def packed() -> dict[str, list[str]]:
     for target in (gptq, awq):
         parts = target.pack("golden", integers((8, 32), Scheme(4, True, "group", 16)))
         found |= {f"{target.PACKING.name}.{part}": [values.tobytes().hex()] for part, values in parts.items()}
-    return found
+    parts = _onnx_blocks.pack(integers((2, 48), Scheme(4, False, "group", 16)))
+    return found | {f"onnx.{part}": [values.tobytes().hex()] for part, values in parts.items()}
 
 
 def read() -> dict[str, list[str]]:

@@ -40,7 +40,7 @@ def test_what_the_first_version_promises_is_found() -> None:
         "verify",
     )
     assert "compressed_tensors" in find.names("formats")
-    assert {"awq", "gguf", "gptq"} == set(find.names("exporting"))
+    assert {"awq", "gguf", "gptq", "onnx"} == set(find.names("exporting"))
 
 
 def test_listing_imports_none_of_the_files_and_no_torch() -> None:

@@ -57,7 +57,8 @@ def _free_bytes(path: Path) -> int:
 
 def is_model(folder: Path) -> bool:
     """Return whether there are weights beside a config.json, which many another kind of folder has too."""
-    return (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+    weights = (*folder.glob("model*.safetensors"), *folder.glob("model.onnx"))
+    return (folder / "config.json").is_file() and bool(weights)
 
 
 def refuse_overlap(final: Path, source: Path) -> None:

@@ -24,7 +24,7 @@ from zeropoint.cli.options import example, json_option
     "target",
     type=click.Choice(find.names("exporting")),
     required=True,
-    help="gguf: llama.cpp. gptq, awq: transformers, vLLM and others.",
+    help="gguf: llama.cpp. gptq, awq: transformers, vLLM and others. onnx: ONNX Runtime.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The .gguf file, or the folder, to make."

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     "--reference", type=click.Path(path_type=Path), metavar="MODEL", help="The float model that OUTPUT was made from."
 )
 @click.option(
-    "--with", "engines", metavar="ENGINE,...", help="Compare its logits with ours in these: transformers, llama.cpp."
+    "--with",
+    "engines",
+    metavar="ENGINE,...",
+    help="Compare its logits with ours in these: transformers, vllm, llama.cpp, onnxruntime.",
 )
 @click.option(
     "--python",
