@@ -120,7 +120,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "biased": {"attention_bias": True, "tie_word_embeddings": True},
     },
     "opt": {
-        "untied": {"ffn_dim": 72, "word_embed_proj_dim": 48, "tie_word_embeddings": False},
+        "untied": {"ffn_dim": 80, "word_embed_proj_dim": 48, "tie_word_embeddings": False},
         "plain": {"ffn_dim": 80, "word_embed_proj_dim": 48, "activation_function": "gelu"},
     },
     "phi3": {

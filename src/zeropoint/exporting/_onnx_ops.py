@@ -93,6 +93,11 @@ class OnnxOps:
             found = node("Reshape", node("Mul", codes, scale), graph.integers(0, 0, table.shape[1]))
         return found if factor == 1.0 else node("Mul", found, graph.number(factor))
 
+    def positions(self, tokens: str, table: Matrix, start: int) -> str:
+        """Return the rows of `position_ids`, from row `start` on, of a float table."""
+        rows = self.graph.node("Add", POSITION_IDS, self.graph.integer(start)) if start else POSITION_IDS
+        return self._float32(self.graph.node("Gather", self._floats(table), rows, axis=0), table)
+
     def linear(self, x: str, weight: Matrix, bias: str | None) -> str:
         """Return x W^T + b."""
         node = self.graph.node
@@ -262,7 +267,8 @@ class OnnxOps:
         """Return the cosines or sines of all angles: (batch, time, rotated / 2)."""
         node, graph = self.graph.node, self.graph
         positions = node("Unsqueeze", node("Cast", POSITION_IDS, to="FLOAT"), graph.integers(-1))
-        return node(op, node("Mul", positions, graph.constant(rope.frequencies())))
+        turned = node(op, node("Mul", positions, graph.constant(rope.frequencies())))
+        return turned if rope.factor == 1.0 else node("Mul", turned, graph.number(rope.factor))
 
     def _appended(self, past: Past, kind: str, new: str) -> str:
         """Return the cache with what is new behind it: (batch, kv_heads, total, head_dim), an output of the graph."""

@@ -34,7 +34,7 @@ from zeropoint.exporting._integers import Integers, notes_of_inputs, require_no_
 from zeropoint.exporting._onnx_graph import Graph, Stored
 from zeropoint.exporting._onnx_ops import INPUT_IDS, LOGITS, Matrix, OnnxOps, Past
 from zeropoint.exporting.result import Written
-from zeropoint.models.parts import Block, Ops, last_norm, linear_names, tables
+from zeropoint.models.parts import Block, Ops, last_norm, linear_names, positions, tables
 from zeropoint.progress import ProgressCallback
 from zeropoint.runtime.choices import CONFIG_KEY
 from zeropoint.runtime.weights import Weights
@@ -123,7 +123,8 @@ def record(weights: Weights) -> Graph:
     graph.given(_onnx_ops.POSITION_IDS, "INT64", "batch", "time")
     graph.gives(LOGITS, "batch", "time", model.config.vocab_size)
     of_tables = [_matrix(weights, table.name) for table in tables(model)]
-    x = model.embed(ops, {f"{model.ends.embedding}.weight": of_tables[0]}, INPUT_IDS)
+    rows = {name: _matrix(weights, name.removesuffix(".weight")) for name in positions(model)}
+    x = model.embed(ops, {f"{model.ends.embedding}.weight": of_tables[0], **rows}, INPUT_IDS)
     linears = set(linear_names(model))
     for index in range(model.config.layers):
         prefix, config = f"{model.block_name(index)}.", model.config_of(index)
@@ -133,7 +134,8 @@ def record(weights: Weights) -> Graph:
             layer = name.removesuffix(".weight")
             array = _matrix(weights, layer) if layer in linears else _vector(graph, weights, name)
             arrays[name.removeprefix(prefix)] = array
-        x = Block(config, ops, arrays).run(model.flow, x, Past(index, config.heads, config.kv_heads, config.head_dim))
+        past = Past(index, config.heads, config.kv_heads, config.head_dim)
+        x = Block(config, ops, arrays).run(model.flow_of(index), x, past)
     graph.scope = ""
     norm = {name: _vector(graph, weights, name) for name in last_norm(model)}
     logits = model.head(ops, {**norm, f"{model.ends.head}.weight": of_tables[-1]}, x)
