@@ -40,6 +40,15 @@ class Tokenizer:
         """How many tokens there are; a model's embedding may have more rows."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """The tokens that its model wants in front of every text, such as bos; () if there are none."""
+        whole, bare = self.encode("a", add_special_tokens=True), self.encode("a")
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return tuple(whole[:start])
+        return ()
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the tokens of a text; with add_special_tokens also those its model wants at the ends, such as bos."""
         try:

@@ -52,6 +52,10 @@ class TextTokenizer(Protocol):
     def eos_ids(self) -> tuple[int, ...]:
         """The tokens that end a text, the most usual one first; () if there is none."""
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """The tokens that the model wants in front of every text, such as bos; () if there are none."""
+
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text, without bos and eos."""
 
@@ -205,14 +209,19 @@ class _TokenStream:
         self.tokens = 0
 
     def windows(self, length: int) -> Iterator[Tokens]:
-        """Yield int32 (length,), the file's windows in order."""
+        """Yield int32 (length,), the file's windows in order.
+
+        The first tokens of each give way to those that the model wants in front of every text: Gemma without its bos is
+        another model.
+        """
+        start = np.array(self.tokenizer.start_ids[:length], np.int32)
         rest = np.zeros(0, np.int32)
         for piece in self._pieces():
             self.tokens += len(piece)
             rest = np.concatenate([rest, np.asarray(piece, np.int32)])
             full = len(rest) // length * length
             for window in rest[:full].reshape(-1, length):
-                yield window.copy()  # a view would keep the whole piece alive
+                yield np.concatenate([start, window[len(start) :]])  # a view would keep the whole piece alive
             rest = rest[full:]
 
     def source(self, length: int) -> TextSource:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
 
 import tiny
 from zeropoint.checkpoint import Tokenizer, load_tokenizer, open_checkpoint
@@ -89,6 +90,19 @@ def test_end_and_begin_come_from_the_first_file_that_says(
     (own / "config.json").write_text(json.dumps(config))
     tokenizer = load_tokenizer(open_checkpoint(own))
     assert (tokenizer.eos_ids, tokenizer.bos_id) == expected
+
+
+@pytest.mark.parametrize(
+    ("single", "expected"), [("<|im_start|> $A <|im_end|>", (1,)), ("$A <|im_end|>", ()), ("$A", ())]
+)
+def test_what_begins_every_text_is_what_the_tokenizer_puts_there(
+    tmp_path: Path, single: str, expected: tuple[int, ...]
+) -> None:
+    own = tiny.make_llama(tmp_path / "m")
+    backend = Backend.from_file(str(own / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing(single=single, special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)])
+    backend.save(str(own / "tokenizer.json"))
+    assert load_tokenizer(open_checkpoint(own)).start_ids == expected
 
 
 def test_model_without_named_tokens_has_none(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ class Letters:
 
     def __init__(self, *, eos_ids: tuple[int, ...] = (EOS, 8)) -> None:
         self.eos_ids = eos_ids
+        self.start_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -56,6 +57,22 @@ def draw(path: Path, *, samples: int = 4, length: int = 8, seed: int = 0, batch:
 
 def texts(path: Path) -> list[str]:
     return ["".join(pieces) for pieces in read_documents(path, Letters())]
+
+
+# Begin of text
+
+
+def test_windows_begin_with_what_the_model_wants_in_front_of_a_text(tmp_path: Path) -> None:
+    path = write(tmp_path, counting(40))
+    plain, begun = Letters(), Letters()
+    begun.start_ids = (1,)
+    for read in (
+        lambda tokenizer: judging_windows(path, tokenizer, length=8).tokens,
+        lambda tokenizer: calibration_batches(path, tokenizer, samples=3, length=8, seed=0, batch=2).tokens,
+    ):
+        wanted = read(plain).copy()
+        wanted[:, 0] = 1
+        np.testing.assert_array_equal(read(begun), wanted)
 
 
 # Sampling
