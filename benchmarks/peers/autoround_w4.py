@@ -38,7 +38,7 @@ def main() -> None:
         seqlen=tokens.shape[1],
         dataset=[{"input_ids": w[None], "attention_mask": torch.ones_like(w[None])} for w in tokens],
         device_map="cpu",
-        amp=False,  # bfloat16 is slower than float32 without AVX-512, and much slower with it missing in oneDNN
+        amp=False,  # bfloat16 is many times slower without AVX-512
     )
     started_s = time.perf_counter()
     rounding.quantize()
