@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -58,8 +59,11 @@ def curve(result: Curve) -> RenderableType:
 
 
 def _forms(point: CurvePoint) -> str:
-    total = sum(point.forms.values())
-    parts = [f"{_plain(form)} {count / total:.0%}" for form, count in point.forms.items()]
+    """Return the share of the weights that has each kind of codes, without what all of them have in common."""
+    total, shares = sum(point.forms.values()), Counter[str]()
+    for form, count in point.forms.items():
+        shares[_plain(form).partition(" ")[0]] += count
+    parts = [f"{form} {count / total:.0%}" for form, count in shares.items()]
     return ", ".join([*parts, f"embeddings {_plain(point.embeddings)}"])
 
 
