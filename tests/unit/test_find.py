@@ -28,6 +28,7 @@ def test_what_the_first_version_promises_is_found() -> None:
     assert {"llama", "mistral"} <= set(find.names("models"))
     assert find.names("cli") == (
         "bench",
+        "budget",
         "chat",
         "compare",
         "evaluate",

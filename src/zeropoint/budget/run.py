@@ -218,6 +218,11 @@ class _Search:
         recipe.check()
         if any(choice.method == "rotate" for choice in recipe.transforms):
             raise RecipeError(f"recipe {recipe.name}: costs are found for what is not rotated; leave the rotation out")
+        if recipe.fallback is not None:
+            raise RecipeError(
+                f"recipe {recipe.name}: has a fallback for what its own bits do not fit: no bits to choose; "
+                "take another one, such as w4a16"
+            )
         bits = parse(choices)
         prepared = prepare(Weights(open_checkpoint(model)), recipe)
         found_units = units(prepared, bits)

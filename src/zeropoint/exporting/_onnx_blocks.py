@@ -39,6 +39,11 @@ def stored_bits(scheme: Scheme) -> int:
 
 def block_of(scheme: Scheme, cols: int) -> tuple[int, str]:
     """Return how many columns have a scale of their own and "", or 0 and what would fit."""
+    if scheme.super_size is not None:
+        return 0, (
+            f"{scheme.label()} has minima beside its scales, and MatMulNBits has none; quantize again "
+            "without weights.super_size (recipe w4a16 or gguf_q4_1)"
+        )
     size = scheme.group_size if scheme.granularity == "group" and scheme.group_size else cols
     block = min(size & -size, MOST)
     if block >= LEAST:

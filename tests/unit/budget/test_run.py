@@ -186,6 +186,8 @@ def test_wrong_bounds_are_refused_by_name(model: Path, text: Path, tmp_path: Pat
         budget(model, like=like("weights.symmetric=false"))
     with pytest.raises(InputError, match="none of the 21 layers is quantized"):
         budget(model, like=like("rules=[{layers=['*'], keep_float=true}]"))
+    with pytest.raises(RecipeError, match="has a fallback"):
+        budget(model, like="gguf_q4_k")
     short = tmp_path / "short.txt"
     short.write_text(TEXT[:300], encoding="utf-8")
     with pytest.raises(TextError, match="a promise needs 32 at least"):

@@ -66,6 +66,11 @@ def test_how_wide_codes_and_blocks_are(scheme: Scheme, cols: int, stored: tuple[
         (Scheme(4, True, "group", 8), 64, "groups of 8 columns .* multiple of 16, such as 32, 64 or 128"),
         (Scheme(4, True, "group", 24), 72, "groups of 24 columns"),
         (Scheme(4, True, "channel", None), 72, "72 columns do not split .*keep_float"),
+        (
+            Scheme(4, False, "group", 32, scale_dtype="float16", super_size=256),
+            512,
+            "MatMulNBits has none; .*gguf_q4_1",
+        ),
     ],
 )
 def test_what_blocks_do_not_hold_is_refused_with_what_would_fit(scheme: Scheme, cols: int, part: str) -> None:
