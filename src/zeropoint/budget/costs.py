@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -39,6 +40,7 @@ class Costs:
 
     def __init__(self, found: Sensitivities) -> None:
         self.found = found
+        self._weights = sum(unit.weights for unit in found.units)
         self._units: tuple[UnitCosts, ...] = found.units if found.tables is None else (*found.units, found.tables)
         self._kl = [[form.kl for form in unit.forms] for unit in self._units]
         self._bytes = [[float(form.size_bytes) for form in unit.forms] for unit in self._units]
@@ -66,7 +68,7 @@ class Costs:
             return 0.0
         return float(np.interp(math.log(kl), self._sums, self._factors))
 
-    @property
+    @cached_property
     def spread(self) -> tuple[float, float]:
         """The factors by which a forecast may be off, low and high: what the checks say when they are left out."""
         if len(self._sums) < 3:
@@ -95,9 +97,8 @@ class Costs:
         if limits.size_bytes is not None:
             rows.append(Limit(self._bytes, float(limits.size_bytes - self.found.rest_bytes)))
         if limits.bits is not None:
-            weights = sum(unit.weights for unit in self.found.units)
             of_linears = [row if k < len(self.found.units) else [0.0] * len(row) for k, row in enumerate(self._bytes)]
-            rows.append(Limit(of_linears, limits.bits * weights / 8))
+            rows.append(Limit(of_linears, limits.bits * self._weights / 8))
         chosen = least(aims, rows)
         return None if chosen is None else tuple(u.forms[i] for u, i in zip(self._units, chosen, strict=True))
 
@@ -107,12 +108,11 @@ class Costs:
         counts: Counter[str] = Counter()
         for unit, form in linears:
             counts[form.form] += unit.weights
-        weights = sum(unit.weights for unit in self.found.units)
         kl = self.forecast(sum(form.kl for form in forms), factor=factor)
         low, high = self.spread
         return CurvePoint(
             size_bytes=self.found.rest_bytes + sum(form.size_bytes for form in forms),
-            bits=8 * sum(form.size_bytes for _, form in linears) / weights,
+            bits=8 * sum(form.size_bytes for _, form in linears) / self._weights,
             kl=kl,
             kl_low=kl * low,
             kl_high=kl * high,

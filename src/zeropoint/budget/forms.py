@@ -16,7 +16,7 @@ import msgspec
 from zeropoint.errors import RecipeError
 from zeropoint.planning.plan import Prepared
 from zeropoint.recipe import LayerPlan, Recipe, Rule
-from zeropoint.types import Embeddings, Scheme
+from zeropoint.types import Embeddings
 
 FLOAT = "float"
 
@@ -137,9 +137,5 @@ def recipe_of(recipe: Recipe, chosen: Mapping[tuple[str, ...], Form], embeddings
         if form.plan is None:
             rules.append(Rule(layers=own, keep_float=True))
         else:
-            rules.append(Rule(layers=own, weights=_differences(form.plan.scheme, recipe.weights)))
+            rules.append(Rule(layers=own, weights={"bits": form.plan.scheme.bits}))
     return msgspec.structs.replace(recipe, name=f"{recipe.name}-budget", rules=tuple(rules), embeddings=embeddings)
-
-
-def _differences(scheme: Scheme, base: Scheme) -> dict[str, object]:
-    return {"bits": scheme.bits} if scheme.bits != base.bits else {}

@@ -229,6 +229,11 @@ class _Search:
         _require_mixed(prepared, found_units)
         tables = (recipe.embeddings,) if recipe.embeddings != "stored" else parse_embeddings(embeddings)
         file = bundled_text("calibration") if calibration is None else Path(calibration)
+        digest = _digest(file)  # before it is tokenized, which takes longer than all else that is left
+        if digest is not None and not again:
+            known = _known(_cache(prepared, recipe, choices, tables, digest))
+            if known is not None:
+                return cls(prepared, found_units, known, reused=True)
         batches = calibration_batches(
             file,
             load_tokenizer(prepared.weights.checkpoint),
@@ -238,10 +243,6 @@ class _Search:
             batch=recipe.calibration.batch,
         )
         require_readable(batches, prepared.weights.model.config)
-        cache = _cache(prepared, recipe, choices, tables, batches.source.sha256)
-        known = None if again else _known(cache)
-        if known is not None:
-            return cls(prepared, found_units, known, reused=True)
         tokens = torch.from_numpy(batches.tokens).long()
         count = len(tokens)
         if count < 3:
@@ -252,7 +253,7 @@ class _Search:
         found = measure(
             prepared, found_units, reading, embeddings=tables, seed=recipe.calibration.seed, progress=report
         )
-        _remember(cache, found)
+        _remember(_cache(prepared, recipe, choices, tables, batches.source.sha256), found)
         return cls(prepared, found_units, found, reused=False)
 
 
@@ -279,6 +280,15 @@ def _cache(prepared: Prepared, recipe: Recipe, choices: str, embeddings: Sequenc
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "zeropoint" / "budget" / f"{digest[:32]}.json"
+
+
+def _digest(text: Path) -> str | None:
+    """Return the sha256 of a text; None for what cannot be read, of which whoever reads it says more."""
+    try:
+        with text.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def _known(cache: Path) -> Sensitivities | None:

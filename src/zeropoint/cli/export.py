@@ -35,7 +35,7 @@ def command(*, model: Path, target: str, output: Path, overwrite: bool, as_json:
     """Write MODEL, a folder that `quantize` has made, as another engine loads it: the same integers and scales.
 
     What the format cannot hold exactly is refused with what would fit; nothing is rounded a second time. The recipes
-    The recipes gguf_* fit gguf. OUTPUT appears when it is complete and all of it has been read back.
+    gguf_* fit gguf. OUTPUT appears when it is complete and all of it has been read back.
     """
     from zeropoint.exporting.run import export
 
