@@ -3,7 +3,7 @@
     pip install --no-deps --target whisper pywhispercpp
     python benchmarks/gguf_quantizers.py --ggml whisper/pywhispercpp.libs/libggml-base-*.so.* --model SmolLM2-135M
         --text FILE [--effort 1] [--types q4_0 q5_0 q4_k] [--calibration FILE] [--max-windows 16]
-        [--off-grid] [--work FOLDER]
+        [--off-grid] [--imatrix] [--work FOLDER]
 
 llama.cpp quantizes a tensor by ggml_quantize_chunk of the ggml library, and so does this program, by the very function:
 without an importance matrix, every linear by the type asked for (Q5_0 for Q4_K where 256 does not divide the columns),
@@ -15,6 +15,9 @@ both files have the same types and bytes, but for the names that they carry.
 to such groups can find again. With this the model of the comparison is another one of nearly the same function: gains
 of norms, rows of up_proj and v_proj times random factors between 0.6 and 1.65, and the columns that read them divided
 by those.
+
+--imatrix: a third file, by ggml_quantize_chunk with an importance matrix: the mean square of each input of each linear
+in the float model, which is what llama-imatrix collects, over 32 windows of 512 tokens of the calibration text.
 
 Every file is read back through the gguf package's dequantization, written as a float32 folder, and judged by `zeropoint
 evaluate` with float inputs: what the weights lost, not what an engine rounds while it runs. KL is in nats per token,
@@ -30,6 +33,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +42,24 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import zeropoint
 from origin import origin
 from zeropoint.checkpoint.reader import as_float32, open_checkpoint
+from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.effort import load_at_effort
 from zeropoint.exporting import gguf as exporting
+from zeropoint.observe.activations import Activations
+from zeropoint.observe.data import bundled_text, calibration_batches
+from zeropoint.observe.walk import walk
+from zeropoint.runtime.ops_torch import TorchOps
 from zeropoint.runtime.weights import Weights
 
 TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k")
+
+SAMPLES, LENGTH, BATCH = 32, 512, 8
+"""Windows of text for an importance matrix."""
 
 Type = gguf.GGMLQuantizationType
 
@@ -62,6 +75,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=["q4_0", "q5_0", "q4_k"])
     parser.add_argument("--max-windows", type=int, default=16)
     parser.add_argument("--off-grid", action="store_true", help="judge on a model whose weights are on no grid")
+    parser.add_argument("--imatrix", action="store_true", help="a file with an importance matrix, too")
     parser.add_argument("--work", type=Path, help="where files are kept, and used again; by default nowhere")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -73,7 +87,10 @@ def main() -> None:
         if not source.exists():
             exporting.write(exporting.plan(Weights(open_checkpoint(model))), source, overwrite=False, report=print_not)
         for kind in options.types:
-            for by, make in (("llama.cpp", theirs), ("zeropoint", ours)):
+            made_by = {"llama.cpp": theirs, "llama.cpp, imatrix": with_imatrix, "zeropoint": ours}
+            for by, make in made_by.items():
+                if make is with_imatrix and not options.imatrix:
+                    continue
                 started_s = time.perf_counter()
                 file = make(kind, model, source, work, options)
                 row = {"type": kind, "by": by, "elapsed_s": time.perf_counter() - started_s}
@@ -140,9 +157,46 @@ def ours(kind: str, model: Path, source: Path, work: Path, options: argparse.Nam
 def theirs(kind: str, model: Path, source: Path, work: Path, options: argparse.Namespace) -> Path:
     """Return the file that llama.cpp's quantizer makes of the float one."""
     file = work / f"{source.stem}-{kind}-llama.gguf"
+    return file if file.exists() else quantized_by_ggml(kind, source, file, options.ggml, {})
+
+
+def with_imatrix(kind: str, model: Path, source: Path, work: Path, options: argparse.Namespace) -> Path:
+    """Return the file that it makes with an importance matrix."""
+    file, matrix = work / f"{source.stem}-{kind}-llama-imatrix.gguf", work / f"{source.stem}-imatrix.safetensors"
     if file.exists():
         return file
-    library = ctypes.CDLL(str(options.ggml.resolve()))
+    if not matrix.exists():
+        save_file(mean_squares(model, options.calibration), matrix)
+    return quantized_by_ggml(kind, source, file, options.ggml, load_file(matrix))
+
+
+@torch.inference_mode()
+def mean_squares(model: Path, calibration: Path | None) -> dict[str, torch.Tensor]:
+    """Return the mean square of each input of each linear, float32 (cols,), by the names that GGUF has for them."""
+    weights, ops = Weights(open_checkpoint(model)), TorchOps()
+    text = calibration_batches(
+        calibration or bundled_text("calibration"),
+        load_tokenizer(weights.checkpoint),
+        samples=SAMPLES,
+        length=LENGTH,
+        seed=0,
+        batch=BATCH,
+    )
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, weights.model.config.layers)
+    found = {}
+    with Activations(limit_bytes=2 << 30) as activations:
+        activations.extend(weights.embed(ops, torch.from_numpy(text.tokens).long(), text.batch))
+        for visit in walk(weights.model, partial(weights.block, ops=ops), activations):
+            squares = torch.stack([x.flatten(0, -2).double().square().mean(0) for x in visit.inputs()]).mean(0)
+            for linear in visit.stage.linears:
+                name = names.get_name(f"{weights.model.block_name(visit.index)}.{linear}")
+                found[f"{name}.weight"] = squares.float()
+    return found
+
+
+def quantized_by_ggml(kind: str, source: Path, file: Path, ggml: Path, importance: Mapping[str, torch.Tensor]) -> Path:
+    """Write `file`: the float one with its matrices in blocks. importance: of the columns, by the tensor's name."""
+    library = ctypes.CDLL(str(ggml.resolve()))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
@@ -159,7 +213,8 @@ def theirs(kind: str, model: Path, source: Path, work: Path, options: argparse.N
         wanted = Type.Q8_0 if tensor.name in ("token_embd.weight", "output.weight") else Type[kind.upper()]
         if values.shape[1] % gguf.GGML_QUANT_SIZES[wanted][0]:
             wanted = Type.Q5_0
-        writer.add_tensor(tensor.name, chunk(library, values, wanted), raw_dtype=wanted)
+        blocks = chunk(library, values, wanted, importance.get(tensor.name))
+        writer.add_tensor(tensor.name, blocks, raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -167,15 +222,21 @@ def theirs(kind: str, model: Path, source: Path, work: Path, options: argparse.N
     return file
 
 
-def chunk(library: ctypes.CDLL, values: NDArray[Any], kind: gguf.GGMLQuantizationType) -> NDArray[np.uint8]:
-    """Return the blocks that ggml makes of a matrix."""
+def chunk(
+    library: ctypes.CDLL,
+    values: NDArray[Any],
+    kind: gguf.GGMLQuantizationType,
+    importance: torch.Tensor | None,
+) -> NDArray[np.uint8]:
+    """Return the blocks that ggml makes of a matrix. importance: float32 (cols,), or None."""
     rows, cols = values.shape
     block, size_bytes = gguf.GGML_QUANT_SIZES[kind]
     found = np.empty((rows, cols // block * size_bytes), np.uint8)
     floats = np.ascontiguousarray(values, np.float32)
     pointers = ctypes.c_void_p(floats.ctypes.data), ctypes.c_void_p(found.ctypes.data)
     counts = ctypes.c_int64(0), ctypes.c_int64(rows), ctypes.c_int64(cols)
-    written = library.ggml_quantize_chunk(ctypes.c_int(int(kind)), *pointers, *counts, None)
+    weights = None if importance is None else ctypes.c_void_p(importance.data_ptr())
+    written = library.ggml_quantize_chunk(ctypes.c_int(int(kind)), *pointers, *counts, weights)
     if written != found.nbytes:
         sys.exit(f"ggml wrote {written} bytes of {kind.name}, not {found.nbytes}")
     return found
