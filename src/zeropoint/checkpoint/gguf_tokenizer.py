@@ -54,6 +54,9 @@ CUTS: Mapping[str, Cut] = {
     "llama-bpe": Cut(LLAMA3_REGEX, ignore_merges=True, bos=True),
     "llama3": Cut(LLAMA3_REGEX, ignore_merges=True, bos=True),
     "llama-v3": Cut(LLAMA3_REGEX, ignore_merges=True, bos=True),
+    "olmo": Cut(GPT2_REGEX),
+    "dbrx": Cut(LLAMA3_REGEX),
+    "smaug-bpe": Cut(LLAMA3_REGEX),
 }
 
 

@@ -226,6 +226,15 @@ def test_cut_is_that_of_transformers_own_converter(tmp_path: Path, pre: str) -> 
         assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.parametrize(("pre", "other"), [("olmo", "gpt-2"), ("dbrx", "llama-bpe"), ("smaug-bpe", "llama-bpe")])
+def test_another_name_of_a_rule_cuts_as_it_does(tmp_path: Path, pre: str, other: str) -> None:
+    metadata = Gguf(tiny.make_gguf(tmp_path / "m.gguf", vocab=600, pre=pre)).metadata
+    found = make_tokenizer(metadata, tmp_path).pre_tokenizer
+    theirs = make_tokenizer({**metadata, "tokenizer.ggml.pre": other}, tmp_path).pre_tokenizer
+    for text in TEXTS:
+        assert found.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+
+
 def test_smollm_cuts_spaces_off_a_digit_which_transformers_converter_does_not(from_gguf: Tokenizer) -> None:
     """SmolLM was trained with single digits cut out first; see docs/decisions/0003-gguf-tokenizer.md."""
     pieces = [piece for piece, _ in from_gguf.backend.pre_tokenizer.pre_tokenize_str("a  12 b")]

@@ -45,7 +45,8 @@ def cut_by(name: str) -> Callable[[dict[str, Any]], object]:
 
 
 @pytest.mark.parametrize(
-    ("cut", "pre"), [("gpt-2", "gpt-2"), ("smollm", "smollm"), ("qwen2", "qwen2"), ("llama3", "llama-bpe")]
+    ("cut", "pre"),
+    [("gpt-2", "gpt-2"), ("smollm", "smollm"), ("qwen2", "qwen2"), ("llama3", "llama-bpe"), ("smaug-bpe", "dbrx")],
 )
 def test_the_rule_that_cuts_text_is_known_by_what_it_does(cut: str, pre: str, model: Path, tmp_path: Path) -> None:
     fields = described(changed(model, tmp_path / "m", cut_by(cut))).fields
