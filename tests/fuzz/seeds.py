@@ -8,14 +8,27 @@ from pathlib import Path
 
 import torch
 
+import architectures
 import zeropoint
 from fuzz.mutate import CANARY
+from gguf_files import write_gguf
 from tiny import CHAT_TEMPLATE, TEXT, make_gguf, make_llama
 from zeropoint.checkpoint.writer import Writer
 from zeropoint.errors import CheckpointError
 from zeropoint.recipe import load_recipe, preset_text, presets
 
 SIZES = {"hidden": 32, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate": 32, "vocab": 260}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 260}
+GGUF = {
+    "gemma3_text": {"head_dim": 16, "layer_types": ["sliding_attention"], "sliding_window": 16},
+    "mixtral": {"num_local_experts": 3},
+    "phi3": {"rope_parameters": {**architectures.LONG_ROPE, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}},
+    "gpt_neox": {},
+    "gpt2": {},
+}
+"""Other architectures in GGUF files: stacked, fused, transposed and swapped tensors, two ropes, divisors of one."""
+
+OTHERS = ("q8_0", "sentencepiece", *GGUF)
 SECRET = "what nobody may copy"
 JOURNAL = ".out.partial/journal.jsonl"
 BEGUN = {"recipe": "w4a16", "source": "float"}
@@ -62,6 +75,11 @@ def make(root: Path) -> Path:
     make_gguf(root / "gguf" / "model.gguf", **SIZES)
     make_gguf(root / "gguf" / "q8_0.gguf", quantization="Q8_0", **SIZES)
     make_gguf(root / "gguf" / "sentencepiece.gguf", tokenizer="llama", quantization="Q4_0", **SIZES)
+    for name, changes in GGUF.items():
+        variant = next(reversed(architectures.VARIANTS[name]))
+        model = architectures.make(root / "made", name, variant, **{**SMALL, **changes})
+        write_gguf(root / "gguf" / f"{name}.gguf", model)
+    shutil.rmtree(root / "made")
     (root / "recipe" / "mine.toml").write_text(RECIPE)
     (root / "recipe" / "set").write_text(SETTINGS[0])
     (root / "jsonl" / "text.jsonl").write_text(
@@ -102,7 +120,7 @@ def of(root: Path, base: str, file: str) -> list[bytes]:
         case "chat_template.jinja":
             found = [text.encode() for text in TEMPLATES]
         case "model.gguf":
-            found += [(root / base / other).read_bytes() for other in ("q8_0.gguf", "sentencepiece.gguf")]
+            found += [(root / base / f"{other}.gguf").read_bytes() for other in OTHERS]
         case "tokenizer_config.json":
             found.append(json.dumps({**json.loads(found[0]), "chat_template": CHAT_TEMPLATE}).encode())
     return found
@@ -110,4 +128,4 @@ def of(root: Path, base: str, file: str) -> list[bytes]:
 
 def copy(root: Path, base: str, to: Path) -> None:
     """Copy a base folder, without what only makes seeds."""
-    shutil.copytree(root / base, to, ignore=shutil.ignore_patterns("q8_0.gguf", "sentencepiece.gguf"))
+    shutil.copytree(root / base, to, ignore=shutil.ignore_patterns(*(f"{other}.gguf" for other in OTHERS)))

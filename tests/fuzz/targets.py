@@ -116,8 +116,8 @@ def read_gguf(folder: Path) -> None:
     """Everything of a GGUF file."""
     checkpoint = open_checkpoint(folder / "model.gguf")
     weights = Weights(checkpoint)
-    for name in (*islice(weights.schemes, 3), "model.embed_tokens"):
-        checkpoint.read_array(f"{name}.weight")
+    for name in (*islice(weights.schemes, 3), weights.model.ends.embedding, weights.model.ends.norm):
+        weights.checkpoint.read_array(f"{name}.weight")
     tokenizer = find_tokenizer(checkpoint)
     if tokenizer is not None:
         tokenizer.decode(tokenizer.encode(PROMPT))

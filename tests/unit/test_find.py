@@ -9,7 +9,17 @@ from child import run_python
 from zeropoint import find
 from zeropoint.errors import InputError, RecipeError
 
-KINDS = ("cli", "exporting", "formats", "models", "observe", "qparams.input_ranges", "qparams.ranges", "rounding")
+KINDS = (
+    "checkpoint.gguf_architectures",
+    "cli",
+    "exporting",
+    "formats",
+    "models",
+    "observe",
+    "qparams.input_ranges",
+    "qparams.ranges",
+    "rounding",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

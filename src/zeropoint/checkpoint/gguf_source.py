@@ -3,20 +3,22 @@
 Every type that the gguf package can dequantize is read. A value is scale * code, plus the block's minimum where it has
 one, in float32: rounded at most twice, by 2^-24 of its size each, where the code itself has 8 bits or fewer.
 
-Another architecture is another entry in ARCHITECTURES.
+How an architecture is stored, and its config.json, are in gguf_architectures.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from zeropoint.checkpoint.gguf_config import llama3_scaling, llama_config, qwen2_config, qwen3_config
+from zeropoint.checkpoint.gguf_architectures import architecture_of
+from zeropoint.checkpoint.gguf_architectures._architecture import Architecture, Swapped
+from zeropoint.checkpoint.gguf_architectures._fields import MAX_EXPERTS, Fields
 from zeropoint.checkpoint.place import write_side_file
 from zeropoint.checkpoint.reader import TensorInfo, no_such_tensor, read_into, rows_of, tied_in
 from zeropoint.errors import CheckpointError
@@ -27,58 +29,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHUNK_BYTES = 1 << 18  # read and dequantized at once; 2.7 times as fast as the package's 16 rows, and bounded memory
-ROPE_FREQS = "rope_freqs.weight"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How llama.cpp stores one architecture.
-
-    outer, block: Hugging Face's name for each of llama.cpp's, without ".weight" or ".bias"; those of a block are local.
-    interleaved: the linears whose rows are stored with the two halves of each head interleaved, with the config's key
-    for the number of heads. config: (metadata, Hugging Face names of the tensors, path) -> config.json.
-    """
-
-    outer: Mapping[str, str]
-    block: Mapping[str, str]
-    interleaved: Mapping[str, str]
-    config: Callable[[Mapping[str, Any], Collection[str], Path], dict[str, Any]]
-
-    def hugging_face_name(self, name: str) -> str | None:
-        """Return "model.layers.3.mlp.up_proj.weight" for "blk.3.ffn_up.weight"; None if it is unknown."""
-        match = re.fullmatch(r"(?:blk\.(\d{1,9})\.)?(\w+)\.(weight|bias)", name, re.ASCII)
-        if match is None:
-            return None
-        layer, local, kind = match.groups()
-        if layer is None:
-            return f"{self.outer[local]}.{kind}" if local in self.outer else None
-        return f"model.layers.{layer}.{self.block[local]}.{kind}" if local in self.block else None
-
-
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-INTERLEAVED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(OUTER, BLOCK, INTERLEAVED, llama_config),
-    "qwen2": Architecture(OUTER, BLOCK, {}, qwen2_config),
-    "qwen3": Architecture(OUTER, BLOCK | HEAD_NORMS, {}, qwen3_config),
-}
 
 
 class Gguf:
-    """A checkpoint in one GGUF file; see `zeropoint.checkpoint.reader.Checkpoint`."""
+    """A checkpoint in one GGUF file; see `zeropoint.checkpoint.reader.Checkpoint`.
+
+    Its tensors are those of the Hugging Face folder: of a model whose folder has matrices as (cols, rows) they are so
+    here, too, and `TensorInfo.transposed` of one that is arranged means that the folder has it so.
+    """
 
     def __init__(self, path: Path) -> None:
         from zeropoint.checkpoint.gguf_header import read_header  # gguf takes 0.2 s to import
@@ -86,13 +44,20 @@ class Gguf:
         header = read_header(path)
         self.path = path
         self.metadata: Mapping[str, Any] = header.metadata
-        self._architecture = _architecture(header.metadata, path)
-        self.tensors: Mapping[str, TensorInfo] = _renamed(header.tensors, self._architecture, path)
-        self.config = self._architecture.config(header.metadata, self.tensors.keys(), path)
-        if ROPE_FREQS in header.tensors:
-            self._use_rope_factors(header.tensors[ROPE_FREQS])
-        tied = self.config["tie_word_embeddings"]
-        self.tied: Mapping[str, str] = {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
+        _require_whole(header.metadata, path)
+        architecture = self._architecture = architecture_of(header.metadata, path)
+        arch = str(header.metadata["general.architecture"])
+        factors = {name: info for name, info in header.tensors.items() if name in architecture.factors}
+        found = {name: info for name, info in header.tensors.items() if name not in factors}
+        self.tensors: Mapping[str, TensorInfo] = _renamed(found, architecture, header.metadata, path)
+        head, embedding = f"{architecture.head}.weight", f"{architecture.outer['token_embd']}.weight"
+        tied = head not in self.tensors
+        self.fields = Fields(header.metadata, arch, self.tensors.keys(), tied, path)
+        self.config = architecture.config(self.fields)
+        if factors and architecture.with_factors is not None:
+            values = {name: dequantize(info) for name, info in factors.items()}
+            self.config = architecture.with_factors(self.config, values, path)
+        self.tied: Mapping[str, str] = {head: embedding} if tied else {}
 
     def arranged(self, tensors: Mapping[str, TensorInfo]) -> Self:
         """Return the same file with its tensors under other names, or in parts."""
@@ -108,15 +73,25 @@ class Gguf:
 
     def read_array(self, name: str, *, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """Return one tensor, or some rows of it, as float32; only these rows are read unless they are interleaved."""
+        import numpy as np
+
         info = self.tensors.get(self.tied.get(name, name))
         if info is None:
             raise no_such_tensor(name, self.path, self.tensors)
-        part = info if rows is None else rows_of(info, rows)
-        heads = self._heads(info)
-        # the values of a vector share blocks, and the rows of interleaved heads lie among those of their whole head
-        if heads is None and len(info.shape) > 1:
-            return dequantize(part)
-        values = dequantize(info) if heads is None else _apart(dequantize(info), heads, info)
+        linear = info.name.rsplit(".", 1)[0]
+        swapped = next((how for end, how in self._architecture.swapped.items() if linear.endswith(end)), None)
+        turned = linear.endswith(self._architecture.transposed) and not info.transposed
+        stored = replace(info, shape=info.shape[::-1] if turned else info.shape, transposed=False)
+        # the values of a vector share blocks, and rows in another order lie apart
+        if swapped is None and not turned and len(info.shape) > 1:
+            return dequantize(stored if rows is None else rows_of(stored, rows))
+        values = dequantize(stored)
+        if turned:
+            values = np.ascontiguousarray(values.T)
+        if swapped is not None:
+            values = _as_hugging_face_has_them(values, swapped, self.config, info)
+        if linear.endswith("norm"):
+            values -= np.float32(self._architecture.added)
         return values if rows is None else values[slice(*rows)].copy()
 
     def side_file(self, name: str) -> bytes | None:
@@ -132,65 +107,48 @@ class Gguf:
         for name, content in self._side_files.items():
             write_side_file(folder / name, content)
 
-    def _heads(self, info: TensorInfo) -> int | None:
-        """Return the number of heads whose rows are interleaved in a tensor, or None."""
-        linear = info.name.rsplit(".", 1)[0]
-        for name, heads in self._architecture.interleaved.items():
-            if linear.endswith(name):
-                return int(self.config[heads])
-        return None
-
     @functools.cached_property
     def _side_files(self) -> dict[str, bytes]:
         from zeropoint.checkpoint.gguf_tokenizer import make_side_files
 
         return make_side_files(self.metadata, self.config, self.path)
 
-    def _use_rope_factors(self, info: TensorInfo) -> None:
-        """Put llama3's rope scaling, which a GGUF file holds as one divisor per frequency, into the config."""
-        rope = self.config["rope_parameters"]
-        factors = dequantize(info)
-        if factors.size == self.config["head_dim"] // 2 and rope["rope_type"] == "default":
-            if (factors == 1).all():
-                return
-            scaling = llama3_scaling(factors.reshape(-1), rope["rope_theta"])
-            if scaling is not None:
-                self.config["rope_parameters"] = {**rope, **scaling}
-                return
-        raise CheckpointError(
-            f"{self.path}: {ROPE_FREQS} changes the rotary embedding in a way that is not llama3's rope scaling; "
-            "give the Hugging Face folder that the file was converted from"
-        )
 
-
-def _architecture(metadata: Mapping[str, Any], path: Path) -> Architecture:
-    name = metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise CheckpointError(
-            f"{path}: general.architecture is {str(name)[:60]!r}; GGUF files are read of {', '.join(ARCHITECTURES)}, "
-            "give the Hugging Face folder of another model"
-        )
+def _require_whole(metadata: Mapping[str, Any], path: Path) -> None:
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise CheckpointError(
             f"{path}: is one of {parts} parts; join them with llama.cpp: llama-gguf-split --merge FIRST_PART OUTPUT"
         )
-    return ARCHITECTURES[name]
 
 
-def _renamed(found: Mapping[str, TensorInfo], architecture: Architecture, path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors by their Hugging Face names."""
+def _renamed(
+    found: Mapping[str, TensorInfo], architecture: Architecture, metadata: Mapping[str, Any], path: Path
+) -> dict[str, TensorInfo]:
+    """Return the tensors by their Hugging Face names, in the shapes that they have there; experts one by one."""
+    key = f"{metadata['general.architecture']}.expert_count"
+    experts = metadata.get(key)
     tensors = {}
     for name, info in found.items():
-        if name == ROPE_FREQS:
-            continue
         theirs = architecture.hugging_face_name(name)
         if theirs is None:
             raise CheckpointError(
                 f"{path}: the tensor {name[:100]!r} is none of this architecture's; "
                 "give the Hugging Face folder that the file was converted from"
             )
-        tensors[theirs] = replace(info, name=theirs)
+        if "{}" in theirs:
+            if len(info.shape) != 3 or info.shape[0] != experts or info.shape[0] > MAX_EXPERTS:
+                raise CheckpointError(
+                    f"{path}: {name} has the shape {info.shape}, and {key} is {str(experts)[:60]}; "
+                    f"a stack of as many matrices belongs there, at most {MAX_EXPERTS}"
+                )
+            for expert in range(info.shape[0]):
+                one = rows_of(info, (expert, expert + 1))
+                tensors[theirs.format(expert)] = replace(one, name=theirs.format(expert), shape=info.shape[1:])
+        elif theirs.rpartition(".")[0].endswith(architecture.transposed):
+            tensors[theirs] = replace(info, name=theirs, shape=info.shape[::-1])
+        else:
+            tensors[theirs] = replace(info, name=theirs)
     return tensors
 
 
@@ -224,15 +182,15 @@ def dequantize(info: TensorInfo) -> NDArray[np.float32]:
     return values
 
 
-def _apart(values: NDArray[np.float32], heads: int, info: TensorInfo) -> NDArray[np.float32]:
-    """Return rows (heads * head_dim, ...) with the halves of each head one after the other, as Hugging Face has them.
-
-    llama.cpp rotates neighbouring rows, Hugging Face the two halves of a head, so its converter interleaves the halves.
-    """
+def _as_hugging_face_has_them(
+    values: NDArray[np.float32], swapped: Swapped, config: Mapping[str, Any], info: TensorInfo
+) -> NDArray[np.float32]:
+    """Return rows (rows, ...) that are stored in another order."""
     rows = len(values)
-    if rows % (2 * heads):
+    known = [int(config[size]) if isinstance(size, str) else size for size in swapped.shape]
+    parts = [size for size in known if size != -1]
+    if rows % math.prod(parts):
         raise CheckpointError(
-            f"{info.file}: {info.name} has {rows} rows, which do not split into {heads} heads of two halves"
+            f"{info.file}: {info.name} has {rows} rows, which do not split into {' x '.join(map(str, parts))} parts"
         )
-    pairs = values.reshape(heads, rows // heads // 2, 2, *values.shape[1:])  # (heads, head_dim / 2, 2, cols)
-    return pairs.swapaxes(1, 2).reshape(values.shape)  # (rows, cols)
+    return values.reshape(*known, *values.shape[1:]).swapaxes(*swapped.axes).reshape(values.shape)

@@ -28,7 +28,8 @@ DEFAULTS: Mapping[str, Any] = {
     "activation_function": "gelu_new", "max_position_embeddings": 1024, "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True, "scale_attn_weights": True,
 }  # fmt: skip
-FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I8", "I32")
+"""Of weights that are written here, which are (rows, cols)."""
 
 
 def attention_input(block: Block, state: State) -> Array:
@@ -105,7 +106,7 @@ class Model(llama.Model):
         linears = tuple(f".{name}.weight" for stage in FLOW for name in stage.linears)
         return {
             name: replace(info, shape=info.shape[::-1], transposed=True)
-            if name.endswith(linears) and info.dtype in FLOATS
+            if name.endswith(linears) and info.dtype not in INTEGERS
             else info
             for name, info in super().arranged(tensors).items()
         }
