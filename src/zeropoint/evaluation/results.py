@@ -117,6 +117,51 @@ class Text(Result, frozen=True, kw_only=True):
         return self.windows * self.length
 
 
+class Bar(Result, frozen=True, kw_only=True):
+    """How many values lie in [low, high)."""
+
+    low: float
+    high: float
+    count: int
+
+
+class Channel(Result, frozen=True, kw_only=True):
+    """One input of a linear and how large it is: ratio, of its root mean square to the median one's."""
+
+    index: int
+    ratio: float
+
+
+class Spreading(Result, frozen=True, kw_only=True):
+    """How the values of one quantized linear are spread, and what its grid made of them.
+
+    weights: bars of the float weight, as the grid was put on it. code_low: the smallest code; codes: how many weights
+    have code_low, code_low + 1 and so on. clipped_error, rounded_error: squared error of the weights outside the ends
+    of their grids, and of the others, relative to the squares of all weights; they sum to the squared relative error.
+    inputs: bars of what the linear reads, of some tokens of the calibration; loud: its largest inputs, the largest
+    first. Both are empty where no text was read.
+    """
+
+    weights: tuple[Bar, ...]
+    code_low: int
+    codes: tuple[int, ...]
+    clipped_error: float
+    rounded_error: float
+    inputs: tuple[Bar, ...] = ()
+    loud: tuple[Channel, ...] = ()
+
+
+class Sufficiency(Result, frozen=True, kw_only=True):
+    """How far the statistics of a calibration depend on the windows that were drawn, by layer.
+
+    disagreement: relative distance between the mean squares of the inputs in the even and in the odd windows:
+    |a - b| / |a + b|, over all channels. It falls like the root of the number of windows.
+    """
+
+    layer: str
+    disagreement: float
+
+
 class LayerRow(Result, frozen=True, kw_only=True):
     """One quantized linear.
 
@@ -130,7 +175,8 @@ class LayerRow(Result, frozen=True, kw_only=True):
     None when there were none. bias_shift: the most that a bias was changed to take back the mean of that error, and of
     what rounding the input does; None where no bias is corrected. outlier_columns: how many stay float; None where the
     recipe sets no threshold. sent_tokens: of the calibration, that an expert was sent; None where all tokens go
-    through. from_all: statistics are of all tokens, because it was sent so few.
+    through. from_all: statistics are of all tokens, because it was sent so few. spreading: None if it was made before
+    that was kept.
     """
 
     name: str
@@ -149,6 +195,7 @@ class LayerRow(Result, frozen=True, kw_only=True):
     outlier_columns: int | None = None
     sent_tokens: int | None = None
     from_all: bool = False
+    spreading: Spreading | None = None
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
@@ -387,17 +434,17 @@ class Plan(Result, frozen=True, kw_only=True, tag="plan", tag_field="result"):
 class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_field="result"):
     """What a run of quantize made; kept in the output as zeropoint.json.
 
-    zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no method
-    needed one. layers: as they are before the whole model is refined, if it is. gains: by stage of the work, on so many
-    held-out tokens of the calibration text. skipped: tensors that were copied although the architecture does not use
-    them. left_out: those that were not: masks and frequencies that whoever runs the model makes anew, and a head that
-    is the embedding. source_bytes: of the model that was read. size: of the output; bits_per_weight counts scales
-    and zero points. peak_memory_bytes: of the process. resumed_blocks: those that an earlier run had done; elapsed_s
-    counts its time too. verification: what a fresh process said of the output; None if it was made before that.
-    plan: what was expected; None if it was made before there were plans.
-    spilled_bytes: the most activations that waited on disk at any time. format_note: what has to be said about who can
-    open the output, or None. transform_note: what has to be said of tensors outside the blocks that a transform
-    changed, or None.
+    zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no
+    method needed one. layers: as they are before the whole model is refined, if it is. gains: by stage of the work,
+    on so many held-out tokens of the calibration text. sufficiency: one for each input that was observed. skipped:
+    tensors that were copied although the architecture does not use them. left_out: those that were not: masks and
+    frequencies that whoever runs the model makes anew, and a head that is the embedding. source_bytes: of the model
+    that was read. size: of the output; bits_per_weight counts scales and zero points. peak_memory_bytes: of the
+    process. resumed_blocks: those that an earlier run had done; elapsed_s counts its time too. verification: what a
+    fresh process said of the output; None if it was made before that. plan: what was expected; None if it was made
+    before there were plans. spilled_bytes: the most activations that waited on disk at any time. format_note: what
+    has to be said about who can open the output, or None. transform_note: what has to be said of tensors outside
+    the blocks that a transform changed, or None.
     """
 
     zeropoint: str
@@ -410,6 +457,7 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
     refined: tuple[RefineRow, ...] = ()
     gains: tuple[GainRow, ...] = ()
     held_out_tokens: int = 0
+    sufficiency: tuple[Sufficiency, ...] = ()
     skipped: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     format_note: str | None = None
@@ -431,13 +479,41 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
         return sum(row.fallback is not None for row in self.layers) > FALLBACK_LIMIT * len(self.layers)
 
 
+class Successor(Result, frozen=True, kw_only=True):
+    """A token that may come next, as text, and its probability by each model."""
+
+    token: str
+    reference: float
+    quantized: float
+
+
+class Passage(Result, frozen=True, kw_only=True):
+    """A place of the text where the two models differ much.
+
+    window, position: of the token after which they do; kl: there, in nats. before: the text up to it, its last tokens.
+    actual: the token that follows in the text. likeliest: by one model or the other, those of the reference first.
+    reference, quantized: how each goes on by itself, its likeliest token each time; None where it was not asked to.
+    """
+
+    window: int
+    position: int
+    kl: float
+    before: str
+    actual: str
+    likeliest: tuple[Successor, ...]
+    reference: str | None = None
+    quantized: str | None = None
+
+
 class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field="result"):
     """What a written model lost against its reference; kept beside its weights as results.json.
 
     tokens: predictions judged, windows * (length - 1). Every interval is over windows, and None when there is only one.
     verdict: of ratio_interval95 against 1 + margin; explanation says it in a sentence. tokens_needed: how long a text
     would decide, in all; None when the verdict is given, or when nothing can be said.
-    kl_p99: 99 % of the tokens have a smaller KL. top1_agreement: share of tokens with the same likeliest successor.
+    kl_p99: 99 % of the tokens have a smaller KL. kl_bars: how many tokens have which KL, in bars whose ends grow by
+    a factor; passages: where it is largest, the worst first, at most one in a window. Both are empty if it was made
+    before they were kept. top1_agreement: share of tokens with the same likeliest successor.
     runtime: what ran both models: "native" and the instruction set, or "torch". activations: "int8" if the quantized
     model rounded the inputs of its integer linears too, "bfloat16" if those of its bfloat16 ones, else "float".
     activations_kl: what "int8" alone costs, the mean KL from the same model with float inputs, in nats per token, on
@@ -470,6 +546,8 @@ class Evaluation(Result, frozen=True, kw_only=True, tag="evaluation", tag_field=
     activations_kl: float | None
     embeddings: str = "stored"
     kv_cache: str = "float16"
+    kl_bars: tuple[Bar, ...] = ()
+    passages: tuple[Passage, ...] = ()
     size: Size
     size_reference: Size
     elapsed_s: float
@@ -542,14 +620,6 @@ class MassiveActivation(Result, frozen=True, kw_only=True):
     channel: int
     value: float
     ratio: float
-
-
-class Bar(Result, frozen=True, kw_only=True):
-    """How many values lie in [low, high)."""
-
-    low: float
-    high: float
-    count: int
 
 
 class InputRow(Result, frozen=True, kw_only=True):
