@@ -231,6 +231,29 @@ NB_MODULE(_native, m) {
         return nb::make_tuple(found.signal, found.noise, found.product, found.restored, found.largest);
     }, "weight"_a.noconvert(), "restored"_a.noconvert(),
        "Return the float64 sums of w^2, (r - w)^2, w r and r^2, and the largest |r - w|.");
+    m.def("clipped", [](const In<float, 2>& weight, const In<float, 2>& restored, const In<float, 2>& scale,
+                        std::optional<In<float, 2>> zero, int group, int q_min, int q_max) {
+        const size_t rows = weight.shape(0), cols = weight.shape(1);
+        require(restored.shape(0) == rows && restored.shape(1) == cols, "a weight and what became of it must be of one shape");
+        require(group > 0 && scale.shape(0) == rows && scale.shape(1) == (cols + group - 1) / group, "scale must be (rows, groups)");
+        require(!zero || (zero->shape(0) == rows && zero->shape(1) == scale.shape(1)), "zero must be (rows, groups)");
+        nb::gil_scoped_release free;
+        return clipped(weight.data(), restored.data(), rows, cols, scale.data(), zero ? zero->data() : nullptr, size_t(group),
+                       q_min, q_max);
+    }, "weight"_a.noconvert(), "restored"_a.noconvert(), "scale"_a.noconvert(), "zero"_a.noconvert().none(), "group"_a, "q_min"_a,
+       "q_max"_a, "Return the float64 sum of (r - w)^2 over the values outside the ends of their grids.");
+    m.def("count_bars", [](const In<float, 1>& values, float per_width, const Out<int64_t, 1>& counts) {
+        require(counts.size() >= 2 && counts.size() % 2 == 0, "counts must be two, or a bar more on each side");
+        require(per_width > 0, "the width of a bar is positive");
+        nb::gil_scoped_release free;
+        count_bars(values.data(), values.size(), per_width, int(counts.size() / 2) - 1, counts.data());
+    }, "values"_a.noconvert(), "per_width"_a, "counts"_a.noconvert(),
+       "Add how many values lie below, in each of the equal bars around 0, and above: see native/sums.h.");
+    m.def("count_codes", [](const In<int8_t, 2>& codes, const Out<int64_t, 1>& counts) {
+        require(counts.size() == 256, "counts must be 256, of -128 to 127");
+        nb::gil_scoped_release free;
+        count_codes(codes.data(), codes.size(), counts.data());
+    }, "codes"_a.noconvert(), "counts"_a.noconvert(), "Add how many codes are -128, -127 ... 127.");
     m.def("search_ranges", [](const In<float, 3>& values, const In<float, 2>& weights, const In<float, 1>& both,
                               const In<float, 1>& single, const Out<float, 2>& low, const Out<float, 2>& high, int q_min,
                               int q_max, bool symmetric, const std::string& stored, float p) {

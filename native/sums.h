@@ -1,9 +1,8 @@
-// What a weight lost, in one pass over it and what became of it.
+// What a weight lost, in one pass over it and what became of it, and how its values and its codes are spread.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
+#include <cstdint>
 
 namespace zeropoint {
 
@@ -14,27 +13,20 @@ struct Lost {
 
 // Sums in float64, of every eighth value first: the order is fixed, and a compiler can keep eight of them at once. NaN and
 // infinity show in the sums.
-inline Lost lost(const float* weight, const float* restored, size_t count) {
-    constexpr size_t LANES = 8;
-    double sums[4][LANES] = {}, most[LANES] = {};
-    const auto take = [&](size_t i, size_t lane) {
-        const double w = weight[i], r = restored[i], e = r - w;
-        sums[0][lane] += w * w;
-        sums[1][lane] += e * e;
-        sums[2][lane] += w * r;
-        sums[3][lane] += r * r;
-        most[lane] = std::max(most[lane], std::fabs(e));
-    };
-    size_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (size_t lane = 0; lane < LANES; lane++) take(i + lane, lane);
-    for (size_t lane = 0; i < count; i++, lane++) take(i, lane);
-    for (size_t step = LANES / 2; step; step /= 2)
-        for (size_t lane = 0; lane < step; lane++) {
-            for (auto& sum : sums) sum[lane] += sum[lane + step];
-            most[lane] = std::max(most[lane], most[lane + step]);
-        }
-    return {sums[0][0], sums[1][0], sums[2][0], sums[3][0], most[0]};
-}
+Lost lost(const float* weight, const float* restored, size_t count);
+
+// Return the sum of (r - w)^2 over the values outside their grids. A weight (rows, cols) has one scale, and maybe one zero
+// point, for each `group` columns of a row; outside is where w / scale + zero, in float32 as codes are found, is more than
+// half a step past q_min or q_max.
+double clipped(const float* weight, const float* restored, size_t rows, size_t cols, const float* scale, const float* zero,
+               size_t group, int q_min, int q_max);
+
+// Add to counts[0 .. 2 half + 2): how many values lie below -half * width, in each of the 2 half bars between there and
+// half * width, and from there on. per_width: 1 / width, a power of two, so that no value comes into its neighbour's bar.
+// NaN counts anywhere.
+void count_bars(const float* values, size_t count, float per_width, int half, int64_t* counts);
+
+// Add to counts[0 .. 256): how many of the codes are -128, -127 ... 127.
+void count_codes(const int8_t* codes, size_t count, int64_t* counts);
 
 }  // namespace zeropoint

@@ -85,6 +85,23 @@ def pack_codes(codes: NDArray[numpy.int8], words: NDArray[numpy.int32], bits: in
 def lost(weight: NDArray[numpy.float32], restored: NDArray[numpy.float32]) -> tuple[float, float, float, float, float]:
     """Return the float64 sums of w^2, (r - w)^2, w r and r^2, and the largest |r - w|."""
 
+def clipped(
+    weight: NDArray[numpy.float32],
+    restored: NDArray[numpy.float32],
+    scale: NDArray[numpy.float32],
+    zero: NDArray[numpy.float32] | None,
+    group: int,
+    q_min: int,
+    q_max: int,
+) -> float:
+    """Return the float64 sum of (r - w)^2 over the values outside the ends of their grids."""
+
+def count_bars(values: NDArray[numpy.float32], per_width: float, counts: NDArray[numpy.int64]) -> None:
+    """Add how many values lie below, in each of the equal bars around 0, and above: see native/sums.h."""
+
+def count_codes(codes: NDArray[numpy.int8], counts: NDArray[numpy.int64]) -> None:
+    """Add how many codes are -128, -127 ... 127."""
+
 def search_ranges(
     values: NDArray[numpy.float32],
     weights: NDArray[numpy.float32],

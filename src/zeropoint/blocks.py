@@ -23,10 +23,12 @@ from zeropoint import find, heap
 from zeropoint.checkpoint.reader import TensorInfo
 from zeropoint.errors import NonFiniteError, SchemeError
 from zeropoint.evaluation.layers import weight_error
-from zeropoint.evaluation.results import LayerRow, RefineRow, StageRow, TransformRow
+from zeropoint.evaluation.results import LayerRow, RefineRow, StageRow, Sufficiency, TransformRow
 from zeropoint.evaluation.size import float_name
+from zeropoint.evaluation.spreading import InputSpreading, input_spreading, spreading
 from zeropoint.models.parts import Block, FloatBlock
 from zeropoint.observe.activations import Activations
+from zeropoint.observe.glance import Glance
 from zeropoint.observe.massive import MassiveActivations, Place
 from zeropoint.observe.shadow import DRIFT, Shadow, drift
 from zeropoint.observe.walk import Visit, observe, require_finite_output, visits
@@ -50,6 +52,9 @@ from zeropoint.transforms.apply import Applied, apply
 from zeropoint.transforms.fold import changed
 from zeropoint.transforms.hadamard import Rotation
 from zeropoint.types import ChannelMean, InputParams, InputScheme, QTensor, SecondMoment, Stats
+
+SPREAD_LAYERS = 1024
+"""In a model with more quantized linears it is not kept how those of experts are spread: each is 5 kB."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ class Layer:
 class FinishedBlock:
     """One block after rounding, and after what refines single blocks.
 
-    float_names: its tensors that are written as floats. rewritten: those of them that were changed. tuned: what can be
-    tuned with the whole model; None where nothing is to be.
+    float_names: its tensors that are written as floats. rewritten: those of them that were changed. sufficiency: of
+    each input that was observed. tuned: what can be tuned with the whole model; None where nothing is to be.
     """
 
     index: int
@@ -114,6 +119,7 @@ class FinishedBlock:
     rewritten: Mapping[str, Tensor]
     transforms: tuple[TransformRow, ...]
     refined: tuple[RefineRow, ...]
+    sufficiency: tuple[Sufficiency, ...]
     tuned: TunedBlock | None
 
     def tuned_with_model(self) -> FinishedBlock:
@@ -180,21 +186,37 @@ def _quantize_block(index: int, source: _Source, plans: Plans, ops: TorchOps, be
     if beside.before is not None:
         beside.before.copy(activations)
     layers: list[Layer] = []
+    sufficiency: list[Sufficiency] = []
     least_tokens = source.recipe.calibration.expert_tokens
     for visit in visits(block, index, flow, activations, least_tokens=least_tokens):
         started_s = time.perf_counter()
-        layers += _quantize_stage(visit, source, plans, ops, beside.shadow)
+        glance = Glance(len(activations))
+        layers += _quantize_stage(visit, source, plans, ops, beside.shadow, glance)
+        sufficiency += _sufficiency(visit, source, glance)
         beside.seconds[source.recipe.rounding.method] += time.perf_counter() - started_s
         if beside.shadow is not None:
             beside.shadow.finish(visit.stage, flow)
         if visit.stage is flow[-1]:
-            finished = _finish(visit, floats, layers, source, ops, beside)
+            finished = _finish(visit, floats, layers, sufficiency, source, ops, beside)
     beside.probe = require_finite_output(block.run(flow, beside.probe), index)
     return finished
 
 
+def _sufficiency(visit: Visit, source: _Source, glance: Glance) -> list[Sufficiency]:
+    """Return how far the windows agree, of an expert none: what it is sent says no more which window it is from."""
+    apart = glance.disagreement() if visit.sent is None else None
+    name = f"{source.weights.model.block_name(visit.index)}.{visit.stage.linears[0]}"
+    return [] if apart is None else [Sufficiency(layer=name, disagreement=apart)]
+
+
 def _finish(
-    visit: Visit, floats: Callable[[], Block], layers: list[Layer], source: _Source, ops: TorchOps, beside: Beside
+    visit: Visit,
+    floats: Callable[[], Block],
+    layers: list[Layer],
+    sufficiency: list[Sufficiency],
+    source: _Source,
+    ops: TorchOps,
+    beside: Beside,
 ) -> FinishedBlock:
     """Refine the block whose layers are rounded, and run the held-out windows through all that it has been."""
     model, block, prefix = source.weights.model, visit.block, source.weights.model.block_name(visit.index)
@@ -238,6 +260,7 @@ def _finish(
         rewritten=source.rewritten(names),
         transforms=source.rows,
         refined=tuple(refined),
+        sufficiency=tuple(sufficiency),
         tuned=_to_tune_with_model(tuned) if tuned is not None and source.refinements("model") else None,
     )
 
@@ -300,6 +323,7 @@ class _Source:
         self.weights, self.recipe = weights, recipe
         self.rows: tuple[TransformRow, ...] = ()
         self._plans, self._ops, self.activations = plans, ops, activations
+        self.spreads_experts = sum(plan is not None for plan in plans.values()) <= SPREAD_LAYERS
         self._rewritten: dict[str, Tensor] = {}
         self._transformed: FloatBlock | None = None
         self._index = 0
@@ -401,12 +425,18 @@ def _transform_row(applied: Applied) -> TransformRow:
     )
 
 
-def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, shadow: Shadow | None) -> list[Layer]:
-    """Quantize the linears that share one input, and put them in the place of the float ones."""
+def _quantize_stage(
+    visit: Visit, source: _Source, plans: Plans, ops: TorchOps, shadow: Shadow | None, glance: Glance
+) -> list[Layer]:
+    """Quantize the linears that share one input, and put them in the place of the float ones.
+
+    glance: for what is observed of that input.
+    """
     prefix = source.weights.model.block_name(visit.index)
     stage_plans = {name: plans[f"{prefix}.{name}"] for name in visit.stage.linears}
     needed = needs(stage_plans.values())
-    stats = dict(observe(visit, needed - {DRIFT}))
+    stats = dict(observe(visit, needed - {DRIFT}, glance=glance))
+    seen = input_spreading(glance) if visit.stage.expert is None or source.spreads_experts else None
     if DRIFT in needed:
         assert shadow is not None
         stats[DRIFT] = drift(visit, shadow)
@@ -423,7 +453,7 @@ def _quantize_stage(visit: Visit, source: _Source, plans: Plans, ops: TorchOps, 
 
     def quantize_one(name: str) -> Layer:
         bias = visit.block.weights.get(f"{name}.bias") if planned[name].bias_correction else None
-        layer = _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means)
+        layer = _quantize_layer(f"{prefix}.{name}", source, planned[name], inputs[name], stats, bias, means, seen)
         return layer if visit.sent is None else layer.of_expert(visit.sent, from_all=visit.from_all)
 
     with a_thread_each(source.limits.workers) as pool:
@@ -444,8 +474,13 @@ def _quantize_layer(
     stats: Mapping[str, Stats],
     bias: Tensor | None,
     means: Mapping[InputParams, Tensor],
+    spread: InputSpreading | None,
 ) -> Layer:
-    """Round one linear. bias: to be corrected, or None. means: of its input's columns, for each way to round it."""
+    """Round one linear.
+
+    bias: to be corrected, or None. means: of its input's columns, for each way to round it. spread: how its input is,
+    None where the same is not to be kept of the linear.
+    """
     weight = source.linear(name)
     columns = () if chosen is None else chosen.params.outliers
     to_round, of_rounded = outliers.zeroed(weight, columns), outliers.without(stats, columns)
@@ -471,7 +506,7 @@ def _quantize_layer(
     def measure(qtensor: QTensor) -> LayerRow:
         codes_judged = qtensor.codes is rounded.qtensor.codes and aimed is weight  # by the same H, and not moved since
         judged = rounded.error if seen is not None and codes_judged else None
-        return _row(name, weight, plan, qtensor, chosen, rounded.rounding, fallback, seen, judged, shift)
+        return _row(name, weight, plan, qtensor, chosen, rounded.rounding, fallback, seen, judged, shift, spread)
 
     shift, written = None, None
     if bias is not None:
@@ -587,12 +622,15 @@ def _row(
     seen: Tensor | None,
     judged: float | None,
     shift: float | None,
+    spread: InputSpreading | None,
 ) -> LayerRow:
     """Return the row of one linear.
 
     seen: the second moment of its input, None where nothing was measured. judged: its output error where that is known.
+    spread: as in `_quantize_layer`.
     """
-    error = weight_error(weight, restore(qtensor), seen if judged is None else None)
+    restored = restore(qtensor)
+    error = weight_error(weight, restored, seen if judged is None else None)
     return LayerRow(
         name=name,
         kind=name.rpartition(".")[2],
@@ -608,6 +646,7 @@ def _row(
         output_error=error.output if judged is None else judged,
         bias_shift=shift,
         outlier_columns=None if qtensor.outliers is None else qtensor.outliers.shape[1],
+        spreading=None if spread is None else spreading(weight, restored, qtensor, error, spread),
     )
 
 

@@ -162,6 +162,7 @@ def quantize(
             transforms=tuple(row for done in steps.done for row in done.transforms),
             refined=(*(row for done in steps.done for row in done.refined), *steps.rest.refined),
             gains=steps.rest.gains,
+            sufficiency=tuple(row for done in steps.done for row in done.sufficiency),
             held_out_tokens=steps.held_out * recipe.calibration.length,
             skipped=tuple(name for name in weights.skipped() if outer is None or name != outer.head),
             left_out=weights.left_out,

@@ -31,7 +31,16 @@ from zeropoint.blocks import (
 )
 from zeropoint.checkpoint.writer import Writer
 from zeropoint.embeddings import quantize_table
-from zeropoint.evaluation.results import GainRow, LayerRow, Probe, RefineRow, Result, TransformRow, peak_memory_bytes
+from zeropoint.evaluation.results import (
+    GainRow,
+    LayerRow,
+    Probe,
+    RefineRow,
+    Result,
+    Sufficiency,
+    TransformRow,
+    peak_memory_bytes,
+)
 from zeropoint.evaluation.size import in_blocks
 from zeropoint.models.parts import outer_tensors
 from zeropoint.observe.activations import Activations
@@ -75,6 +84,7 @@ class Done(Result, frozen=True, kw_only=True):
     inputs: dict[str, InputScheme | None]
     transforms: tuple[TransformRow, ...]
     refined: tuple[RefineRow, ...]
+    sufficiency: tuple[Sufficiency, ...]
     seconds: dict[str, float]
     elapsed_s: float
     peak_memory_bytes: int
@@ -285,6 +295,7 @@ class Steps:
                 inputs={layer.name: layer.input_scheme for layer in block.layers},
                 transforms=block.transforms,
                 refined=block.refined,
+                sufficiency=block.sufficiency,
                 seconds=dict(beside.seconds),
                 elapsed_s=elapsed_s + self.earlier_s,
                 peak_memory_bytes=max(peak_memory_bytes(), before.peak_memory_bytes if before else 0),
@@ -355,7 +366,7 @@ class Steps:
         }
         block = TunedBlock(model.config_of(index), model.flow_of(index), linears, gains, _under("fixed.", tensors))
         rewritten = _under("rewritten.", tensors)
-        return FinishedBlock(index, prefix, tuple(layers), done.kept.floats, rewritten, (), (), block)
+        return FinishedBlock(index, prefix, tuple(layers), done.kept.floats, rewritten, (), (), (), block)
 
     def _judge_stages(self, beside: Beside) -> None:
         stages = beside.stages

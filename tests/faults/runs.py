@@ -117,6 +117,11 @@ class Runs:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Return the hash of every file of an output that is the same in every run."""
+    """Return the hash of every file that is the same in every run, and what the others say of layers and inputs."""
     files = (file for file in sorted(folder.iterdir()) if file.name not in MEASURED)
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    for name in MEASURED:
+        record = json.loads((folder / name).read_bytes())
+        assert all(row["spreading"] for row in record["layers"])
+        found |= {f"{name}, {field}": json.dumps(record[field]) for field in ("layers", "sufficiency")}
+    return found

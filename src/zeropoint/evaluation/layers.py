@@ -35,10 +35,13 @@ CHUNK_VALUES = 1 << 20
 class WeightError:
     """What one weight lost.
 
-    sqnr_db: None when nothing was lost, or when the weight is all zeros. cosine: in [-1, 1]; of two zero weights 1.
+    signal, noise: sum W^2 and sum E^2. sqnr_db: None when nothing was lost, or when the weight is all zeros. cosine: in
+    [-1, 1]; of two zero weights 1.
     max_abs: in the unit of the weight. output: squared relative error of the layer's output; None without statistics.
     """
 
+    signal: float
+    noise: float
     sqnr_db: float | None
     cosine: float
     max_abs: float
@@ -73,6 +76,8 @@ def error_of_slabs(slabs: Iterable[tuple[Tensor, Tensor]]) -> WeightError:
             require_finite(restored, "values of the quantized weight")
     norms = math.sqrt(signal) * math.sqrt(restored_signal)
     return WeightError(
+        signal=signal,
+        noise=noise,
         sqnr_db=10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None,
         cosine=max(-1.0, min(1.0, product / norms)) if norms > 0 else float(signal == restored_signal),
         max_abs=largest,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
             with partial.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+                file.write(_laid_out(msgspec.json.encode(self)) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
@@ -139,7 +140,7 @@ class Spreading(Result, frozen=True, kw_only=True):
     have code_low, code_low + 1 and so on. clipped_error, rounded_error: squared error of the weights outside the ends
     of their grids, and of the others, relative to the squares of all weights; they sum to the squared relative error.
     inputs: bars of what the linear reads, of some tokens of the calibration; loud: its largest inputs, the largest
-    first. Both are empty where no text was read.
+    first. Both are empty where no input was observed. The first and the last bar may be wider than the others.
     """
 
     weights: tuple[Bar, ...]
@@ -175,8 +176,8 @@ class LayerRow(Result, frozen=True, kw_only=True):
     None when there were none. bias_shift: the most that a bias was changed to take back the mean of that error, and of
     what rounding the input does; None where no bias is corrected. outlier_columns: how many stay float; None where the
     recipe sets no threshold. sent_tokens: of the calibration, that an expert was sent; None where all tokens go
-    through. from_all: statistics are of all tokens, because it was sent so few. spreading: None if it was made before
-    that was kept.
+    through. from_all: statistics are of all tokens, because it was sent so few. spreading: None of embeddings and
+    heads, of experts where there are more than a thousand linears, and if it was made before that was kept.
     """
 
     name: str
@@ -436,7 +437,8 @@ class QuantizeResult(Result, frozen=True, kw_only=True, tag="quantization", tag_
 
     zeropoint: the version. recipe: every value spelled out; its name is recipe["name"]. calibration: None if no
     method needed one. layers: as they are before the whole model is refined, if it is. gains: by stage of the work,
-    on so many held-out tokens of the calibration text. sufficiency: one for each input that was observed. skipped:
+    on so many held-out tokens of the calibration text. sufficiency: of each observed input, by the first linear that
+    reads it, but for inputs of experts, and where there is one window only. skipped:
     tensors that were copied although the architecture does not use them. left_out: those that were not: masks and
     frequencies that whoever runs the model makes anew, and a head that is the embedding. source_bytes: of the model
     that was read. size: of the output; bits_per_weight counts scales and zero points. peak_memory_bytes: of the
@@ -864,6 +866,23 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown processor"
+
+
+_NUMBER = rb'(?:"[^"\\\n]*": )?-?[0-9][0-9.eE+-]*'
+_ONLY_NUMBERS = re.compile(rb"[\[{]\n\s*" + _NUMBER + rb"(?:,\n\s*" + _NUMBER + rb")*\n\s*[\]}]")
+_BREAK = re.compile(rb"\n\s*")
+
+
+def _laid_out(document: bytes) -> bytes:
+    """Return JSON in lines for people, but a list or an object of numbers alone in one: there are thousands of bars.
+
+    No string holds a line break as such, so that what is between two of them is what it looks like.
+    """
+
+    def one_line(found: re.Match[bytes]) -> bytes:
+        return _BREAK.sub(b"", found[0].replace(b",\n", b", \n"))
+
+    return _ONLY_NUMBERS.sub(one_line, msgspec.json.format(document, indent=2))
 
 
 def _numbers(value: object, where: str) -> Iterator[tuple[str, float | int]]:

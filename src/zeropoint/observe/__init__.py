@@ -5,4 +5,4 @@ does not grow with what it sees, and neither the split into batches nor the orde
 second moment: beyond the rounding of float32). A result is the end of its observer, whose memory it may be.
 """
 
-NOT_CAPABILITIES = ("activations", "data", "massive", "shadow", "walk")
+NOT_CAPABILITIES = ("activations", "data", "glance", "massive", "shadow", "walk")

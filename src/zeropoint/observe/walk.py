@@ -21,6 +21,7 @@ from zeropoint.errors import NonFiniteError
 from zeropoint.models.parts import Block, Flow, Model, Stage, State
 from zeropoint.observe._finite import check_finite
 from zeropoint.observe.activations import Activations
+from zeropoint.observe.glance import Glance
 from zeropoint.types import Stats
 
 
@@ -101,10 +102,12 @@ def run_blocks(model: Model, load_block: Callable[[int], Block], activations: Ac
             yield visit.index
 
 
-def observe(visit: Visit, needs: frozenset[str], *, without: Sequence[int] = ()) -> Mapping[str, Stats]:
+def observe(
+    visit: Visit, needs: frozenset[str], *, without: Sequence[int] = (), glance: Glance | None = None
+) -> Mapping[str, Stats]:
     """Return the statistics `needs` (names of files in this folder) of the stage's input over all texts.
 
-    without: columns that count as 0.
+    without: columns that count as 0. glance: sees all batches too, if there are needs.
     Raises: NonFiniteError naming the block and the linears whose input holds NaN or infinity.
     """
     if not needs:
@@ -113,6 +116,8 @@ def observe(visit: Visit, needs: frozenset[str], *, without: Sequence[int] = ())
     columns = torch.tensor(without, dtype=torch.long)
     for x in visit.inputs():
         _update(observers, x.index_fill(-1, columns, 0) if without else x, visit.index, visit.stage)
+        if glance is not None:
+            glance.update(x)
     return {name: observer.result() for name, observer in observers.items()}
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -37,6 +38,45 @@ def test_every_finite_number_and_every_text_survives(
 ) -> None:
     made = evaluation(perplexity_ratio=ratio, ratio_interval95=interval, tokens_needed=needed, explanation=explanation)
     assert msgspec.json.decode(msgspec.json.encode(made), type=Evaluation) == made
+
+
+class Anything(Result, frozen=True, kw_only=True):
+    recipe: dict[str, Any]
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text()
+        | st.just('{\n"a": 1\n}'),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    )
+)
+def test_the_layout_of_the_file_changes_nothing_in_it(value: Any) -> None:
+    made = Anything(recipe={"value": value})
+    with TemporaryDirectory() as folder:
+        made.save(Path(folder) / "made.json")
+        assert Anything.load(Path(folder) / "made.json") == made
+
+
+def test_numbers_that_belong_together_stand_in_one_line(tmp_path: Path) -> None:
+    bars = [{"low": -1.5e-7, "high": 0, "count": 3}, {"low": 0, "high": 2.5, "count": 0}]
+    Anything(recipe={"bars": bars, "codes": [1, 2, 3], "name": "[\n1]", "none": []}).save(tmp_path / "made.json")
+    assert (tmp_path / "made.json").read_text(encoding="utf-8").splitlines() == [
+        "{",
+        '  "recipe": {',
+        '    "bars": [',
+        '      {"low": -1.5e-7, "high": 0, "count": 3},',
+        '      {"low": 0, "high": 2.5, "count": 0}',
+        "    ],",
+        '    "codes": [1, 2, 3],',
+        '    "name": "[\\n1]",',
+        '    "none": []',
+        "  }",
+        "}",
+    ]
 
 
 def test_the_document_says_what_it_is_and_keeps_the_order_of_the_fields(tmp_path: Path) -> None:
