@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -24,11 +24,12 @@ from torch import Tensor
 
 import zeropoint
 from zeropoint.checkpoint.reader import open_checkpoint
-from zeropoint.checkpoint.tokenizer import load_tokenizer
+from zeropoint.checkpoint.tokenizer import Tokenizer, load_tokenizer
 from zeropoint.errors import InputError
 from zeropoint.evaluation.divergence import TokenScores, compare
+from zeropoint.evaluation.passages import Worst, kl_bars, passages
 from zeropoint.evaluation.perplexity import estimate, log_ratio, perplexity
-from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, QuantizeResult, Text, machine, versions
+from zeropoint.evaluation.results import RECORD, RESULTS, Evaluation, Passage, QuantizeResult, Text, machine, versions
 from zeropoint.evaluation.size import size_of
 from zeropoint.evaluation.verdict import judge
 from zeropoint.observe.activations import Activations
@@ -97,7 +98,8 @@ def evaluate(
             f"{output} has a vocabulary of {vocabularies[0]} tokens and {reference} one of {vocabularies[1]}; "
             "give the model that it was made from as reference"
         )
-    windows = judging_windows(text, load_tokenizer(original.checkpoint), length=length, max_windows=max_windows)
+    tokenizer = load_tokenizer(original.checkpoint)
+    windows = judging_windows(text, tokenizer, length=length, max_windows=max_windows)
     require_readable(windows, original.model.config)
     report = progress or (lambda step: None)
     if runtime == "native":
@@ -107,11 +109,13 @@ def evaluate(
         quantized = NativeRunner(
             judged, threads=threads, activations=activations, embeddings=embeddings, cache=kv_cache
         )
-        run = _run_native(reference_runner, quantized, windows, activations, report)
+        run = _run_native(reference_runner, quantized, windows, tokenizer, activations, report)
     else:
         cached = kv_cache or exact_unless_asked(judged)
-        scores = _scores(original, judged, windows, cached, report)
-        run = _Run(scores, "torch", "float", None, judged.stored_embeddings, cached)
+        worst = Worst()
+        scores = _scores(original, judged, windows, cached, worst, report)
+        shown = passages(worst, windows, tokenizer, None)
+        run = _Run(scores, "torch", "float", None, judged.stored_embeddings, cached, shown)
     scores = run.scores
     count = len(windows.tokens)
     kl, agreement = estimate(scores.kl.numpy(), count), estimate(scores.agrees.numpy(), count)
@@ -147,6 +151,8 @@ def evaluate(
         activations_kl=run.activations_kl,
         embeddings=run.embeddings,
         kv_cache=run.kv_cache,
+        kl_bars=kl_bars(scores.kl.numpy()),
+        passages=run.passages,
         size=size_of(judged),
         size_reference=size_of(original),
         elapsed_s=time.perf_counter() - started_s,
@@ -168,12 +174,14 @@ class _Run:
     activations_kl: float | None
     embeddings: str
     kv_cache: str
+    passages: tuple[Passage, ...]
 
 
 def _run_native(
     reference: NativeRunner,
     quantized: NativeRunner,
     windows: Windows,
+    tokenizer: Tokenizer,
     activations: RunActivations,
     report: ProgressCallback,
 ) -> _Run:
@@ -182,24 +190,33 @@ def _run_native(
     rounds = activations == "int8" and quantized.has_integers
     exact = quantized.with_activations("float") if rounds else None
     report(Progress("evaluate", 0, len(windows.tokens)))
+    worst = Worst()
     scores: list[TokenScores] = []
     of_rounding: list[TokenScores] = []
     for index, window in enumerate(windows.tokens):
         beside = [reference] if exact is None or index >= ACTIVATION_WINDOWS else [reference, exact]
-        of_reference, *of_exact = scores_of_window(beside, quantized, window)
+        of_reference, *of_exact = scores_of_window(beside, quantized, window, partial(worst.see, index))
         scores.append(of_reference)
         of_rounding += of_exact
         report(Progress("evaluate", index + 1, len(windows.tokens)))
     cost = float(TokenScores.join(of_rounding).kl.double().mean()) if of_rounding else None
+    continued = partial(_go_on, reference, tokenizer.eos_ids), partial(_go_on, quantized, tokenizer.eos_ids)
+    shown = passages(worst, windows, tokenizer, continued)
     runtime = f"native, {quantized.isa}"
     rounded = "float" if activations == "int8" and not rounds else activations
-    return _Run(TokenScores.join(scores), runtime, rounded, cost, quantized.embeddings, quantized.kv_cache)
+    return _Run(TokenScores.join(scores), runtime, rounded, cost, quantized.embeddings, quantized.kv_cache, shown)
 
 
 def scores_of_window(
-    references: Sequence[NativeRunner], quantized: NativeRunner, window: NDArray[np.int32]
+    references: Sequence[NativeRunner],
+    quantized: NativeRunner,
+    window: NDArray[np.int32],
+    see: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[TokenScores]:
-    """Return what the tokens of a window, int32 (length,), say of a model beside each of the references."""
+    """Return what the tokens of a window, int32 (length,), say of a model beside each of the references.
+
+    see: is given a position and, of tokens from there on, the KL beside the first of the references and both logits.
+    """
     sessions, judged = [runner.session() for runner in references], quantized.session()
     scores: list[list[TokenScores]] = [[] for _ in references]
     for start in range(0, len(window) - 1, LOGIT_ROWS):
@@ -207,7 +224,10 @@ def scores_of_window(
         tokens = window[start : start + len(targets)]  # the last token has no successor to be judged by
         found = _logits(judged, tokens)
         for parts, session in zip(scores, sessions, strict=True):
-            parts.append(compare(_logits(session, tokens), found, targets))
+            expected = _logits(session, tokens)
+            parts.append(compare(expected, found, targets))
+            if see is not None and parts is scores[0]:
+                see(start, parts[-1].kl, expected, found)
     return [TokenScores.join(parts) for parts in scores]
 
 
@@ -215,8 +235,28 @@ def _logits(session: NativeSession, tokens: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(session.logits(tokens.tolist(), wanted=len(tokens)))
 
 
+def _go_on(runner: NativeRunner, eos_ids: Sequence[int], tokens: Sequence[int], most: int) -> list[int]:
+    """Return the likeliest tokens after `tokens`, one by one: `most`, or fewer where the text or the context ends."""
+    session = runner.session()
+    logits = np.zeros(0, np.float32)
+    for start in range(0, len(tokens), LOGIT_ROWS):
+        logits = session.next_logits(tokens[start : start + LOGIT_ROWS])
+    found: list[int] = []
+    longest = runner.longest or math.inf
+    while True:
+        found.append(int(logits.argmax()))
+        if len(found) == most or found[-1] in eos_ids or session.length == longest:
+            return found
+        logits = session.next_logits(found[-1:])
+
+
 def _scores(
-    original: Weights, judged: Weights, windows: Windows, kv_cache: CacheDtype, report: ProgressCallback
+    original: Weights,
+    judged: Weights,
+    windows: Windows,
+    kv_cache: CacheDtype,
+    worst: Worst,
+    report: ProgressCallback,
 ) -> TokenScores:
     """Run both models over the windows and compare them, token by token, in the order of the text."""
     ops, judged_ops = TorchOps(), TorchOps(kv_cache=kv_cache)
@@ -241,6 +281,7 @@ def _scores(
             logits_reference = original.model.head(ops, heads[0], expected[None, :-1])[0]
             logits_quantized = judged.model.head(ops, heads[1], got[None, :-1])[0]
             scores.append(compare(logits_reference, logits_quantized, targets[1:]))
+            worst.see(len(scores) - 1, 0, scores[-1].kl, logits_reference, logits_quantized)
             report(Progress("compare", len(scores), len(tokens)))
     return TokenScores.join(scores)
 

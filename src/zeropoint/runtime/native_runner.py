@@ -93,6 +93,11 @@ class NativeRunner:
             )
 
     @property
+    def longest(self) -> int | None:
+        """Tokens in a row that the model has positions for; None where there is no end."""
+        return self._config.longest
+
+    @property
     def threads(self) -> int:
         """Threads that compute."""
         return self._pool.size
