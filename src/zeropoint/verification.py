@@ -26,7 +26,9 @@ from zeropoint import find
 from zeropoint.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint, read_into
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import CheckpointError, InputError, InternalError, ProcessError
+from zeropoint.evaluation.budgets import BUDGET
 from zeropoint.evaluation.results import (
+    BENCH,
     MANIFEST,
     RECORD,
     RESULTS,
@@ -153,7 +155,7 @@ def hashes_of(checkpoint: Checkpoint, report: ProgressCallback) -> dict[str, str
 
 def hashes_of_files(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of an output that holds no tensors and does not change later, by its name."""
-    apart = (RECORD, MANIFEST, RESULTS)
+    apart = (RECORD, MANIFEST, RESULTS, BENCH, BUDGET)
     files = (file for file in sorted(folder.iterdir()) if file.suffix != ".safetensors" and file.name not in apart)
     return {file.name: _hash_of_file(file) for file in files}
 

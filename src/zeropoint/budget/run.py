@@ -35,7 +35,7 @@ from zeropoint.budget.sensitivity import Reading, measure
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.checkpoint.tokenizer import load_tokenizer
 from zeropoint.errors import InputError, OutputError, RecipeError, TextError
-from zeropoint.evaluation.budgets import Asked, Attempt, Budgeted, Curve, CurvePoint, FormCost, Sensitivities
+from zeropoint.evaluation.budgets import BUDGET, Asked, Attempt, Budgeted, Curve, CurvePoint, FormCost, Sensitivities
 from zeropoint.evaluation.perplexity import perplexity
 from zeropoint.evaluation.results import RECORD, QuantizeResult, Size, versions
 from zeropoint.evaluation.run import scores_of_window
@@ -146,7 +146,7 @@ def quantize_within(
         if best is not None:
             _put(best, output)
     verdict = attempts[-1].kept if attempts else None
-    return Budgeted(
+    result = Budgeted(
         zeropoint=zeropoint.__version__,
         model=str(model),
         output=str(output) if attempts else None,
@@ -162,6 +162,9 @@ def quantize_within(
         reused=search.reused,
         elapsed_s=time.perf_counter() - started_s,
     )
+    if attempts:
+        result.save(output / BUDGET)
+    return result
 
 
 def _asks_loss(asked: Asked) -> bool:

@@ -6,6 +6,9 @@ from typing import Any, Literal, TypeAlias
 
 from zeropoint.evaluation.results import Interval95, Result, Size
 
+BUDGET = "budget.json"
+"""The file beside a model's weights that says which budget it was made for, and whether it keeps it: a Budgeted."""
+
 Kept: TypeAlias = Literal["KEPT", "BROKEN", "INCONCLUSIVE"]
 """Whether a promise is kept: the interval of the loss ends within it, begins above it, or holds it."""
 

@@ -33,6 +33,9 @@ RECORD = "zeropoint.json"
 RESULTS = "results.json"
 """The file beside a model's weights that says what it lost: an Evaluation."""
 
+BENCH = "bench.json"
+"""The file beside a model's weights that says how fast it runs, where somebody has kept that: a Bench."""
+
 MANIFEST = "zeropoint-manifest.json"
 """The file beside a model's weights by which `verify` knows them again: a Manifest."""
 

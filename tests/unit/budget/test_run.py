@@ -16,7 +16,7 @@ from zeropoint.budget import run
 from zeropoint.budget.run import budget, quantize_within
 from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import InputError, OutputError, RecipeError, TextError
-from zeropoint.evaluation.budgets import Asked, Budgeted, Curve
+from zeropoint.evaluation.budgets import BUDGET, Asked, Budgeted, Curve
 from zeropoint.progress import Progress
 from zeropoint.recipe import Recipe, load_recipe
 from zeropoint.runtime.weights import Weights
@@ -94,6 +94,7 @@ def test_a_size_is_kept_to_the_byte_and_used(model: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out" / "model.safetensors").stat().st_size == made.size.total_bytes
     bits = {scheme.bits for scheme in Weights(open_checkpoint(tmp_path / "out")).schemes.values() if scheme is not None}
     assert len(bits) > 1
+    assert Budgeted.load(tmp_path / "out" / BUDGET) == made
     assert zeropoint.verify(tmp_path / "out").problems == ()
     assert json.loads((tmp_path / "out" / "zeropoint.json").read_text())["output"] == str(tmp_path / "out")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
