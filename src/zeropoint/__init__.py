@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zeropoint.pipeline import quantize
     from zeropoint.planning.plan import plan
     from zeropoint.recipe import Recipe, load_recipe
+    from zeropoint.report.page import write_report
     from zeropoint.runtime.generate import LanguageModel, load
     from zeropoint.verification import verify
 
@@ -50,6 +51,7 @@ _LAZY = {
     "load_recipe": "zeropoint.recipe",
     "plan": "zeropoint.planning.plan",
     "verify": "zeropoint.verification",
+    "write_report": "zeropoint.report.page",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "quantize",
     "quantize_within",
     "verify",
+    "write_report",
 ]
 
 

@@ -48,6 +48,7 @@ def test_what_the_first_version_promises_is_found() -> None:
         "plan",
         "quantize",
         "recipes",
+        "report",
         "verify",
     )
     assert "compressed_tensors" in find.names("formats")

@@ -76,6 +76,13 @@ if TYPE_CHECKING:
 @text_option
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists, once the new one is complete.")
 @click.option("--restart", is_flag=True, help="Begin anew where an unfinished run of OUTPUT could be gone on with.")
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the page of what was made, too: an .html file, replaced if --overwrite is given.",
+)
 @max_memory_option
 @threads_option
 @json_option
@@ -100,6 +107,7 @@ def command(
     text: Path | None,
     overwrite: bool,
     restart: bool,
+    page: Path | None,
     max_memory: int | None,
     threads: int | None,
     as_json: bool,
@@ -122,6 +130,8 @@ def command(
     if embeddings is not None:
         overrides += (f"embeddings={embeddings}",)
     loaded = load_at_effort(like or recipe, effort, overrides)  # before torch is imported: a wrong key is said at once
+    if page is not None:
+        _require_free(page, overwrite=overwrite)
     limit_torch(threads)
     if any(limit is not None for limit in (max_loss, max_kl, max_size, max_bits, min_speed)):
         from zeropoint.budget.run import quantize_within
@@ -148,6 +158,8 @@ def command(
                 threads=threads,
                 progress=progress,
             )
+        if page is not None and made.output is not None:
+            _write_page(output, page)
         if as_json:
             console.show_json(made)
         else:
@@ -174,6 +186,8 @@ def command(
             progress=progress,
             planned=lambda plan: console.tell(_short(plan)),
         )
+    if page is not None:
+        _write_page(output, page)
     if as_json:
         console.show_json(result)
     else:
@@ -185,6 +199,19 @@ def command(
         if came is not None:
             console.show("", came)
     return 1 if result.fell_back else 0
+
+
+def _require_free(page: Path, *, overwrite: bool) -> None:
+    """Refuse a page that could not be written after hours of work."""
+    from zeropoint.report.page import require_free
+
+    require_free(page, overwrite=overwrite)
+
+
+def _write_page(output: Path, page: Path) -> None:
+    from zeropoint.report.page import write_report
+
+    write_report(output, output=page, overwrite=True)
 
 
 def _short(plan: Plan) -> str:

@@ -66,19 +66,27 @@ def short(plan: Plan) -> str:
 
 def outcome(result: QuantizeResult) -> Table | None:
     """Return the plan's figures beside the real ones; None where there was no plan."""
-    plan = result.plan
-    if plan is None:
+    if result.plan is None:
         return None
     table = _table("", "planned", "real", "real / planned")
-    rows = [
-        ("output", plan.size.total_bytes, result.size.total_bytes, _bytes),
-        ("peak memory", plan.peak_memory_bytes, result.peak_memory_bytes, _bytes),
-        ("on disk of the texts", plan.spilled_bytes, result.spilled_bytes, _bytes),
-    ]
-    for name, expected, real, cell in rows:
-        if expected or real:
-            _add(table, name, cell(expected), cell(real), f"x{real / expected:.2f}" if expected else "")
-    if plan.elapsed_s is not None:
-        ratio = "" if result.resumed_blocks else f"x{result.elapsed_s / plan.elapsed_s:.2f}"
-        _add(table, "time", _duration(plan.elapsed_s), _duration(result.elapsed_s), ratio)
+    for row in outcome_rows(result, result.plan):
+        _add(table, *row)
     return table
+
+
+def outcome_rows(result: QuantizeResult, plan: Plan) -> list[tuple[str, str, str, str]]:
+    """Return what was planned, what became of it and the ratio, as texts; a ratio that says nothing is empty."""
+    figures = [
+        ("output", plan.size.total_bytes, result.size.total_bytes),
+        ("peak memory", plan.peak_memory_bytes, result.peak_memory_bytes),
+        ("on disk of the texts", plan.spilled_bytes, result.spilled_bytes),
+    ]
+    rows = [
+        (name, _bytes(expected), _bytes(real), f"x{real / expected:.2f}" if expected else "")
+        for name, expected, real in figures
+        if expected or real
+    ]
+    if plan.elapsed_s is not None:
+        ratio = f"x{result.elapsed_s / plan.elapsed_s:.2f}" if plan.elapsed_s and not result.resumed_blocks else ""
+        rows.append(("time", _duration(plan.elapsed_s), _duration(result.elapsed_s), ratio))
+    return rows

@@ -304,7 +304,7 @@ def _badness(row: LayerRow) -> tuple[float, float]:
 
 def _output_db(row: LayerRow) -> float | None:
     """Return the signal-to-noise ratio of the layer's output: 20 dB is a squared relative error of 1 %."""
-    return -10 * math.log10(row.output_error) if row.output_error else None
+    return -10 * math.log10(row.output_error) if row.output_error is not None and row.output_error > 0 else None
 
 
 def _block(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from child import run_python
 from tiny import quantized
+from unit.report import pages
 from zeropoint import cli
 from zeropoint.errors import CheckpointError
 from zeropoint.evaluation.results import (
@@ -33,6 +35,7 @@ from zeropoint.evaluation.results import (
 from zeropoint.exporting.result import Export
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
+from zeropoint.report import charts
 
 Streams = pytest.CaptureFixture[str]
 Filled = TypeVar("Filled", bound=msgspec.Struct)
@@ -187,6 +190,50 @@ def test_quantize_shows_a_table_on_stdout_and_progress_on_stderr(stand_in: Stand
     for part in ("up_proj", "int4 g64 sym", "gptq"):
         assert part in streams.out
     assert only_progress(streams.err)
+
+
+def test_quantize_writes_the_page_of_what_it_made(stand_in: Stand, tmp_path: Path, capfd: Streams) -> None:
+    stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    folder, file = pages.folder(tmp_path / "o", pages.record(1)), tmp_path / "p.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "javascript", lambda: "")
+        assert cli.main(["quantize", "m", "-o", str(folder), "--report", str(file)]) == 0
+    assert "NOT JUDGED" in file.read_text(encoding="utf-8")
+    capfd.readouterr()
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_the_work(
+    stand_in: Stand, tmp_path: Path, capfd: Streams
+) -> None:
+    calls = stand_in("zeropoint.pipeline.quantize", QUANTIZED)
+    assert cli.main(["quantize", "m", "-o", "o", "--report", str(tmp_path)]) == 2
+    (tmp_path / "p.html").write_text("mine", encoding="utf-8")
+    assert cli.main(["quantize", "m", "-o", "o", "--report", str(tmp_path / "p.html")]) == 2
+    assert calls == []
+    assert "p.html exists; remove it" in capfd.readouterr().err
+
+
+# report
+
+
+def test_report_says_what_it_wrote(tmp_path: Path, capfd: Streams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "javascript", lambda: "")
+    folders = [str(pages.folder(tmp_path / name, pages.record(1), pages.judged())) for name in "ab"]
+    file = tmp_path / "p.html"
+    assert cli.main(["report", *folders, "--output", str(file)]) == 0
+    size_bytes = file.stat().st_size
+    assert capfd.readouterr().out == f"{file}: {size_bytes:,} bytes; open it in a browser\n"
+    assert cli.main(["report", *folders, "-o", str(file), "--overwrite", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == {"output": str(file), "size_bytes": size_bytes}
+
+
+def test_report_ends_in_a_sentence_where_there_is_nothing_to_tell(tmp_path: Path, capfd: Streams) -> None:
+    assert cli.main(["report", str(tmp_path), "-o", str(tmp_path / "p.html")]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"zeropoint: {tmp_path} has no zeropoint.json; a report is of a folder")
+    assert said.count("\n") == 1
+    assert cli.main(["report", "-o", str(tmp_path / "p.html")]) == 2
+    assert "Missing argument 'OUT...'" in capfd.readouterr().err
 
 
 # evaluate
