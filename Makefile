@@ -1,6 +1,7 @@
 # make demo        quantize, judge and run a small model, from a fresh clone; MODEL=... for one of your own
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
-# make check-all   the rest too: kernels under the sanitizers, slow tests, hostile files by coverage, the demo
+# make check-all   the rest too: kernels under the sanitizers, slow tests, a browser, hostile files by coverage, the demo
+# make browser     the page of `zeropoint report` in Chromium, which it installs where it may
 # make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
 # make engines     the demo model in transformers, llama.cpp, ONNX Runtime and, with AVX-512, vLLM, each in its own environment
 # make clean       remove what make made, but for the downloaded model
@@ -23,7 +24,7 @@ VLLM := .engines/vllm
 # vLLM's build for AVX2 has no kernel for 4-bit weights (docs/export.md).
 ENGINE_VLLM := $(if $(shell grep -m1 avx512f /proc/cpuinfo),engine-vllm,no-engine-vllm)
 
-.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage engines engine-vllm no-engine-vllm clean
+.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage browser engines engine-vllm no-engine-vllm clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -53,7 +54,7 @@ kernels-sanitized: $(STAMP)
 
 # In the order of the files: those with few, long tests come first, and none is left alone at the end.
 test: lint kernels
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not slow and not browser" -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --cases $(CASES) --first $(FIRST) --seed $(SEED)
@@ -61,6 +62,13 @@ fuzz: $(STAMP)
 fuzz-coverage: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(sed -n 's/^fuzz = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	PYTHONPATH=tests $(BIN)/python -m fuzz.coverage --seconds 120
+
+# Debian's browser: Playwright's own download is another one for each version.
+browser: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $$(sed -n 's/^browser = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get install --yes --no-install-recommends chromium; } \
+		|| { echo "there is no chromium: install it (apt-get install chromium), then make browser again"; exit 1; }
+	$(BIN)/pytest tests/browser
 
 $(LLAMA)/.installed: constraints.txt
 	$(PYTHON) -m venv $(LLAMA)
@@ -94,7 +102,7 @@ engines: demo $(LLAMA)/.installed $(ONNX)/.installed $(ENGINE_VLLM)
 	$(BIN)/zeropoint export $(Q4_0) --format onnx --output $(Q4_0)-onnx --overwrite
 	$(BIN)/zeropoint verify $(Q4_0)-onnx --reference $(Q4_0) --with onnxruntime --python onnxruntime=$(ONNX)/bin/python
 
-check-all: test kernels-sanitized fuzz-coverage
+check-all: test kernels-sanitized fuzz-coverage browser
 	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600
 	$(MAKE) engines
 
