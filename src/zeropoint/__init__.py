@@ -19,6 +19,7 @@ from zeropoint.errors import InputError, ZeropointError
 from zeropoint.types import QParams, QTensor, Scheme
 
 if TYPE_CHECKING:
+    from zeropoint.anatomy import inspect_tensor
     from zeropoint.budget.run import budget, quantize_within
     from zeropoint.comparison import compare
     from zeropoint.evaluation.run import evaluate
@@ -45,6 +46,7 @@ _LAZY = {
     "export": "zeropoint.exporting.run",
     "inspect": "zeropoint.inspection",
     "inspect_inputs": "zeropoint.laboratory",
+    "inspect_tensor": "zeropoint.anatomy",
     "load": "zeropoint.runtime.generate",
     "LanguageModel": "zeropoint.runtime.generate",
     "Recipe": "zeropoint.recipe",
@@ -69,6 +71,7 @@ __all__ = [
     "export",
     "inspect",
     "inspect_inputs",
+    "inspect_tensor",
     "load",
     "load_recipe",
     "plan",

@@ -45,6 +45,7 @@ ORDER = (
     "report",
     "planning",
     "inspection",
+    "anatomy",
     "laboratory",
     "stages",
     "blocks",

@@ -898,3 +898,81 @@ def _numbers(value: object, where: str) -> Iterator[tuple[str, float | int]]:
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
             yield from _numbers(item, f"{where}[{index}]")
+
+
+class GroupAnatomy(Result, frozen=True, kw_only=True):
+    """The values that share one scale, step by step; the first 256 of them where there are more.
+
+    row, group: where it is; with one scale for the whole tensor the columns shown are those of that row. columns: of
+    the group. rule, low, high, and exact_scale, S before it is rounded to its dtype: None where the file has S.
+    zero_point: None when symmetric, real on two levels. minimum: M of two levels, else None. values, and positions
+    r / S + Z among the codes: None of a quantized tensor. float_columns: those shown that are floats in the file, with
+    code 0.
+    """
+
+    row: int
+    group: int
+    first_column: int
+    columns: int
+    rule: str | None
+    low: float | None
+    high: float | None
+    exact_scale: float | None
+    scale: float
+    zero_point: float | None
+    minimum: float | None
+    values: tuple[float, ...] | None
+    positions: tuple[float, ...] | None
+    codes: tuple[int, ...]
+    restored: tuple[float, ...]
+    float_columns: tuple[int, ...]
+
+
+class RangeRow(Result, frozen=True, kw_only=True):
+    """What one range rule makes of a tensor.
+
+    low, high, scale, zero_point: of the group of the excerpt; zero_point is None when symmetric. Of the tensor:
+    clipped, the share of its values outside the range of their group; clipping_error and rounding_error, sums of
+    squared errors of those and of the others, relative to the sum of squares; sqnr_db, None when nothing was lost.
+    """
+
+    rule: str
+    low: float
+    high: float
+    scale: float
+    zero_point: int | None
+    clipped: float
+    clipping_error: float
+    rounding_error: float
+    sqnr_db: float | None
+
+
+class TensorInspection(Result, frozen=True, kw_only=True, tag="tensor inspection", tag_field="result"):
+    """What `zeropoint inspect --tensor` shows: what quantization does to one matrix, or did.
+
+    stored: what the file holds, such as "BF16", "Q4_1" or "int4 g64 sym". scheme: that of the codes. low, high, rms,
+    outlier_ratio (the largest magnitude over rms), histogram: of the values; of a quantized tensor of what its codes
+    stand for. rules, best: none of a quantized tensor; best is the one of the highest SQNR. rows_measured: that the
+    rules and the codes were counted on. codes: how often each from q_min to q_max is used, by the excerpt's rule.
+    """
+
+    zeropoint: str
+    path: str
+    name: str
+    shape: tuple[int, int]
+    stored: str
+    scheme: str
+    scale_dtype: str
+    q_min: int
+    q_max: int
+    groups: int
+    low: float
+    high: float
+    rms: float
+    outlier_ratio: float
+    excerpt: GroupAnatomy
+    rules: tuple[RangeRow, ...]
+    best: str | None
+    rows_measured: int
+    histogram: tuple[Bar, ...]
+    codes: tuple[int, ...]

@@ -25,10 +25,12 @@ from zeropoint.evaluation.results import (
     ComparisonRow,
     Evaluation,
     Generation,
+    GroupAnatomy,
     InputInspection,
     Inspection,
     LayerRow,
     QuantizeResult,
+    TensorInspection,
     TensorRow,
     Verdict,
 )
@@ -36,6 +38,7 @@ from zeropoint.exporting.result import Export
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.recipe import Recipe, load_recipe
 from zeropoint.report import charts
+from zeropoint.types import Scheme
 
 Streams = pytest.CaptureFixture[str]
 Filled = TypeVar("Filled", bound=msgspec.Struct)
@@ -69,6 +72,8 @@ UP_PROJ = filled(TensorRow, name="model.layers.0.mlp.up_proj", kind="up_proj", r
 NORM = filled(TensorRow, name="model.norm", kind="norm", role="other", shape=[240])
 INSPECTED = filled(Inspection, tensors=[UP_PROJ, NORM])
 INPUTS = filled(InputInspection)
+EXCERPT = filled(GroupAnatomy, zero_point=None, minimum=None, codes=[7], restored=[0.5])
+TENSOR = filled(TensorInspection, scheme="int4 g64 sym", excerpt=EXCERPT, codes=[7])
 BENCHED = filled(Bench, against=None, prefill_ratio=None, decode_ratio=None)
 EXPORTED = filled(Export, types={"Q4_0": 7}, notes=["a note"])
 COMPARED = filled(Comparison, rows=[filled(ComparisonRow, name="m"), filled(ComparisonRow, name="w8a16", recipe={})])
@@ -341,6 +346,21 @@ def test_inspect_of_layers_hands_over_only_what_was_given(stand_in: Stand, capfd
     assert "peak memory 7 B" in capfd.readouterr().out
 
 
+def test_inspect_of_a_tensor_hands_over_only_what_was_given(stand_in: Stand, capfd: Streams) -> None:
+    calls = stand_in("zeropoint.anatomy.inspect_tensor", TENSOR)
+    assert cli.main(["inspect", "o", "--tensor", "t"]) == 0
+    assert cli.main(["inspect", "o", "--tensor", "t", "--bits", "3", "--asymmetric", "--range", "mse"]) == 0
+    assert cli.main(["inspect", "o", "--tensor", "t", "--granularity", "channel", "--row", "0", "--group", "2"]) == 0
+    of_groups = Scheme(bits=3, symmetric=False)
+    of_channels = Scheme(granularity="channel", group_size=None)
+    assert calls == [
+        ((Path("o"),), {"tensor": "t", "scheme": None}),
+        ((Path("o"),), {"tensor": "t", "scheme": of_groups, "range_rule": "mse"}),
+        ((Path("o"),), {"tensor": "t", "scheme": of_channels, "row": 0, "group": 2}),
+    ]
+    assert "r' = S * q" in capfd.readouterr().out
+
+
 # export
 
 
@@ -365,6 +385,7 @@ COMMANDS = {
     "quantize m -o o": ("zeropoint.pipeline.quantize", QUANTIZED),
     "evaluate o --reference m": ("zeropoint.evaluation.run.evaluate", evaluation("DEGRADED")),
     "inspect o --layer *": ("zeropoint.laboratory.inspect_inputs", INPUTS),
+    "inspect o --tensor t": ("zeropoint.anatomy.inspect_tensor", TENSOR),
     "inspect o": ("zeropoint.inspection.inspect", INSPECTED),
     "bench o": ("zeropoint.evaluation.speed.bench", BENCHED),
     "compare m --recipes w8a16": ("zeropoint.comparison.compare", COMPARED),
