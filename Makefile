@@ -1,7 +1,8 @@
 # make demo        quantize, judge and run a small model, from a fresh clone; MODEL=... for one of your own
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
-# make check-all   the rest too: kernels under the sanitizers, slow tests, a browser, hostile files by coverage, the demo
+# make check-all   the rest too: kernels under the sanitizers, slow tests, a browser, the pages' commands, hostile files, the demo
 # make browser     the page of `zeropoint report` in Chromium, which it installs where it may
+# make docs-check  every command and Python block of the pages and of README, and what they say comes out
 # make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
 # make engines     the demo model in transformers, llama.cpp, ONNX Runtime and, with AVX-512, vLLM, each in its own environment
 # make clean       remove what make made, but for the downloaded model
@@ -24,7 +25,7 @@ VLLM := .engines/vllm
 # vLLM's build for AVX2 has no kernel for 4-bit weights (docs/export.md).
 ENGINE_VLLM := $(if $(shell grep -m1 avx512f /proc/cpuinfo),engine-vllm,no-engine-vllm)
 
-.PHONY: demo test lint kernels kernels-sanitized check-all fuzz fuzz-coverage browser engines engine-vllm no-engine-vllm clean
+.PHONY: demo test lint kernels kernels-sanitized check-all docs-check fuzz fuzz-coverage browser engines engine-vllm no-engine-vllm clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -102,8 +103,13 @@ engines: demo $(LLAMA)/.installed $(ONNX)/.installed $(ENGINE_VLLM)
 	$(BIN)/zeropoint export $(Q4_0) --format onnx --output $(Q4_0)-onnx --overwrite
 	$(BIN)/zeropoint verify $(Q4_0)-onnx --reference $(Q4_0) --with onnxruntime --python onnxruntime=$(ONNX)/bin/python
 
+# All pages share one folder, and a command is run once: they are run one after the other.
+docs-check: $(STAMP)
+	$(BIN)/pytest -m slow tests/docs --timeout 1800
+
 check-all: test kernels-sanitized fuzz-coverage browser
-	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600
+	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600 --ignore tests/docs
+	$(MAKE) docs-check
 	$(MAKE) engines
 
 clean:
