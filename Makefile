@@ -2,6 +2,7 @@
 # make test        what CI runs: lint, types, kernels, all tests that take no demo model
 # make check-all   the rest too: kernels under the sanitizers, slow tests, a browser, the pages' commands, hostile files, the demo
 # make browser     the page of `zeropoint report` in Chromium, which it installs where it may
+# make docs        the pages of docs/ as a site in build/site, which loads nothing from elsewhere
 # make docs-check  every command and Python block of the pages and of README, and what they say comes out
 # make fuzz        hostile files for every reader, CASES of them, beginning with case FIRST of the seed SEED
 # make engines     the demo model in transformers, llama.cpp, ONNX Runtime and, with AVX-512, vLLM, each in its own environment
@@ -21,11 +22,12 @@ Q4_0 := .out/SmolLM2-135M-q4_0
 LLAMA := .engines/llama.cpp
 ONNX := .engines/onnxruntime
 VLLM := .engines/vllm
+SITE := .engines/docs
 
 # vLLM's build for AVX2 has no kernel for 4-bit weights (docs/export.md).
 ENGINE_VLLM := $(if $(shell grep -m1 avx512f /proc/cpuinfo),engine-vllm,no-engine-vllm)
 
-.PHONY: demo test lint kernels kernels-sanitized check-all docs-check fuzz fuzz-coverage browser engines engine-vllm no-engine-vllm clean
+.PHONY: demo test lint kernels kernels-sanitized check-all docs docs-check fuzz fuzz-coverage browser engines engine-vllm no-engine-vllm clean
 .DEFAULT_GOAL := demo
 
 # The stamp is written last, so that an installation that broke off is started again, and a second run is instant.
@@ -103,11 +105,22 @@ engines: demo $(LLAMA)/.installed $(ONNX)/.installed $(ENGINE_VLLM)
 	$(BIN)/zeropoint export $(Q4_0) --format onnx --output $(Q4_0)-onnx --overwrite
 	$(BIN)/zeropoint verify $(Q4_0)-onnx --reference $(Q4_0) --with onnxruntime --python onnxruntime=$(ONNX)/bin/python
 
+# A virtual environment of its own: the site's tools have nothing to do with the project's. A script or a style that a page
+# would load from elsewhere is an error.
+$(SITE)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(sed -n 's/^docs = \["\(.*\)"\]/\1/p' pyproject.toml)"
+	touch $@
+
+docs: $(SITE)/.installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
+	@! grep -rnE --include='*.html' '<(script|img|iframe)[^>]* src="(https?:)?//|<link[^>]* rel="(stylesheet|preconnect|preload|icon)"[^>]* href="(https?:)?//' build/site
+
 # All pages share one folder, and a command is run once: they are run one after the other.
 docs-check: $(STAMP)
 	$(BIN)/pytest -m slow tests/docs --timeout 1800
 
-check-all: test kernels-sanitized fuzz-coverage browser
+check-all: test kernels-sanitized fuzz-coverage docs browser
 	$(BIN)/pytest -m slow -n 2 --dist worksteal --timeout 3600 --ignore tests/docs
 	$(MAKE) docs-check
 	$(MAKE) engines
