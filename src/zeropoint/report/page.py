@@ -162,17 +162,18 @@ class View:
 
 def page_of(all_made: Sequence[Made]) -> str:
     """Return the page of some models as HTML."""
-    import jinja2
+    from jinja2 import FunctionLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from markupsafe import Markup
 
     records = [made.record for made in all_made]
     of_output = layers.has_outputs(records)
     scale = layers.scale_of(records, of_output=of_output)
     views = [View(made, index, scale, of_output) for index, made in enumerate(all_made)]
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (TEMPLATES / name).read_text(encoding="utf-8")),
+    environment = ImmutableSandboxedEnvironment(
+        loader=FunctionLoader(lambda name: (TEMPLATES / name).read_text(encoding="utf-8")),
         autoescape=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
