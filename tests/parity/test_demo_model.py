@@ -84,5 +84,6 @@ def test_ten_thousand_tokens_leave_memory_flat(rounded: Path) -> None:
             session.rewind(0)
             resident.append(int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * 4096)
         token = int(session.next_logits([token]).argmax())
-    # the first thousand tokens fill the pages of the cache, 23 MB; one step of the heap may come in the second
-    assert max(resident[3:]) - resident[2] < 1 << 20
+    # the first thousand tokens fill the pages of the cache, 23 MB; after other tests in this process the heap has more
+    # steps to take: 3.5 and 0.9 MB were seen in the third and the fourth. A leak would go on.
+    assert max(resident[5:]) - resident[4] < 1 << 19
