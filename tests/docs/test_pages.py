@@ -6,7 +6,6 @@ is not run again. See docs/pages.py for what counts as the same output.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import demo_model
 from child import ENVIRONMENT
 from docs.pages import Step, missing, steps
 
@@ -28,17 +28,8 @@ Known = dict[tuple[str, str], subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the demo model, and with a text to judge on that no calibration has seen."""
-    spec = importlib.util.spec_from_file_location("demo", PROJECT / "examples" / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(PROJECT)
-        demo.fetch_model()
-        model = demo.MODEL.resolve()
     made = tmp_path_factory.mktemp("pages")
-    (made / "SmolLM2-135M.gguf").symlink_to(model)
+    (made / "SmolLM2-135M.gguf").symlink_to(demo_model.fetched().resolve())
     judged = PROJECT / "src" / "zeropoint" / "texts" / "judge.txt"
     (made / "held-out.txt").write_bytes(judged.read_bytes())
     return made

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
+import demo_model
 import zeropoint
 from zeropoint.recipe import load_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # of the foreign readers
 
-ROOT = Path(__file__).resolve().parents[2]
 TEXT = "Rounding is an operation that loses information; the question is only which information, and how much of it."
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model() -> Path:
     """The demo's .gguf file."""
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        demo.fetch_model()
-    found: Path = ROOT / demo.MODEL
-    return found
+    return demo_model.fetched()
 
 
 def test_logits_of_the_gguf_file_equal_those_of_transformers(model: Path) -> None:
