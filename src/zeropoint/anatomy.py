@@ -29,6 +29,7 @@ from zeropoint.checkpoint.reader import open_checkpoint
 from zeropoint.errors import InputError, RecipeError, SchemeError
 from zeropoint.evaluation.layers import outlier_ratio
 from zeropoint.evaluation.results import Bar, GroupAnatomy, RangeRow, TensorInspection, TensorRow
+from zeropoint.evaluation.spreading import code_counts
 from zeropoint.inspection import inspect
 from zeropoint.progress import Progress, ProgressCallback
 from zeropoint.qparams.affine import dequantize, quantize, restore
@@ -157,7 +158,7 @@ def _of_codes(path: str | Path, found: TensorRow, q: QTensor, row: int, group: i
         restored=tuple(values[row, span].tolist()),
         float_columns=tuple(column for column in outliers if span.start <= column < span.stop),
     )
-    return _result(path, found, values, scheme, excerpt, (), None, _counts(q.codes, scheme), rows)
+    return _result(path, found, values, scheme, excerpt, (), None, code_counts(q.codes, scheme), rows)
 
 
 def _of_floats(
@@ -175,7 +176,7 @@ def _of_floats(
     rules = find.names("qparams.ranges")
     measured = values if whole else values[_spread_rows(rows, cols)]
     table: list[RangeRow] = []
-    made: dict[str, tuple[_Chosen, list[int]]] = {}
+    made: dict[str, tuple[_Chosen, tuple[int, ...]]] = {}
     report(Progress("inspect", 0, len(rules)))
     try:
         for done, name in enumerate(rules):
@@ -183,7 +184,7 @@ def _of_floats(
             codes = quantize(measured, chosen.qparams, scheme)
             here = chosen if whole else _choose(values[row : row + 1], scheme, name)
             table.append(_range_row(name, here, group, _costs(measured, codes, chosen, scheme)))
-            made[name] = here, _counts(codes, scheme)
+            made[name] = here, code_counts(codes, scheme)
             report(Progress("inspect", done + 1, len(rules), name))
     except SchemeError as error:
         raise SchemeError(f"{found.name}: {error}") from error
@@ -204,7 +205,7 @@ def _place(name: str, shape: tuple[int, int], scheme: Scheme, row: int, group: i
         if not 0 <= asked < count:
             known = f"{what}s 0 to {count - 1}" if count > 1 else f"one {what}, 0"
             raise InputError(f"{what} {asked}: {name} as {scheme.label()} has {known}")
-    size = cols if groups == 1 else scheme.group_size or cols
+    size = scheme.group_cols(cols)
     return group * size, min(size, cols - group * size)
 
 
@@ -309,15 +310,6 @@ def _range_row(rule: str, here: _Chosen, group: int, costs: _Costs) -> RangeRow:
     )
 
 
-def _counts(codes: Tensor, scheme: Scheme) -> list[int]:
-    """Return how often each code from q_min to q_max is used."""
-    levels = scheme.q_max - scheme.q_min + 1
-    counts = torch.zeros(levels, dtype=torch.int64)
-    for part in torch.split(codes.reshape(-1), _SLAB):
-        counts += torch.bincount(part.long() - scheme.q_min, minlength=levels)
-    return [int(count) for count in counts]
-
-
 def histogram_of(values: Tensor) -> tuple[Bar, ...]:
     """Return counts of all values between multiples of half their root mean square; the outer bars hold the rest.
 
@@ -352,7 +344,7 @@ def _result(
     excerpt: GroupAnatomy,
     rules: tuple[RangeRow, ...],
     best: str | None,
-    counts: Sequence[int],
+    counts: tuple[int, ...],
     rows_measured: int,
 ) -> TensorInspection:
     rows, cols = values.shape
@@ -378,5 +370,5 @@ def _result(
         best=best,
         rows_measured=rows_measured,
         histogram=histogram_of(values),
-        codes=tuple(counts),
+        codes=counts,
     )

@@ -75,6 +75,10 @@ class Scheme:
             return 1
         return -(-cols // self.group_size)
 
+    def group_cols(self, cols: int) -> int:
+        """Return how many columns of a row of `cols` share a scale; in the last group there may be fewer."""
+        return cols if self.groups(cols) == 1 else self.group_size or cols
+
     def one_level(self) -> Scheme:
         """Return the scheme with scales that are numbers of their own, and with integer zero points."""
         return replace(self, super_size=None)

@@ -25,7 +25,7 @@ from zeropoint import _native
 from zeropoint.evaluation.layers import WeightError
 from zeropoint.evaluation.results import Bar, Channel, Spreading
 from zeropoint.observe.glance import Glance
-from zeropoint.types import QTensor
+from zeropoint.types import QTensor, Scheme
 
 REACH = 0.999
 """Share of the values that lie between the outermost bars."""
@@ -62,18 +62,22 @@ def spreading(
     of its input.
     """
     clipped, rounded = split_error(weight, restored, qtensor, error)
-    counts = np.zeros(256, np.int64)
-    _native.count_codes(qtensor.codes.contiguous().numpy(), counts)
-    low, high = qtensor.scheme.q_min, qtensor.scheme.q_max
     return Spreading(
         weights=bars(weight),
-        code_low=low,
-        codes=tuple(counts[low + 128 : high + 129].tolist()),
+        code_low=qtensor.scheme.q_min,
+        codes=code_counts(qtensor.codes, qtensor.scheme),
         clipped_error=clipped,
         rounded_error=rounded,
         inputs=seen.inputs,
         loud=seen.loud,
     )
+
+
+def code_counts(codes: Tensor, scheme: Scheme) -> tuple[int, ...]:
+    """Return how often each code from q_min to q_max is used. codes: int8 (rows, cols)."""
+    counts = np.zeros(256, np.int64)
+    _native.count_codes(codes.contiguous().numpy(), counts)
+    return tuple(counts[scheme.q_min + 128 : scheme.q_max + 129].tolist())
 
 
 def split_error(weight: Tensor, restored: Tensor, qtensor: QTensor, error: WeightError) -> tuple[float, float]:
@@ -92,9 +96,14 @@ def split_error(weight: Tensor, restored: Tensor, qtensor: QTensor, error: Weigh
         for each in (qparams.scale, qparams.zero_point)
     )
     assert scale is not None
-    group = cols if groups == 1 else scheme.group_size or cols
     clipped = _native.clipped(
-        weight.contiguous().numpy(), restored.contiguous().numpy(), scale, zero, group, scheme.q_min, scheme.q_max
+        weight.contiguous().numpy(),
+        restored.contiguous().numpy(),
+        scale,
+        zero,
+        scheme.group_cols(cols),
+        scheme.q_min,
+        scheme.q_max,
     )
     return clipped / error.signal, max(0.0, error.noise - clipped) / error.signal
 

@@ -128,5 +128,5 @@ def check_per_group(per_group: Tensor, rows: int, cols: int, scheme: Scheme) -> 
 def _layout(cols: int, scheme: Scheme) -> tuple[int, int, int]:
     """Return (groups, size, filling), where groups * size = cols + filling."""
     groups = scheme.groups(cols)
-    size = cols if groups == 1 else scheme.group_size or cols
+    size = scheme.group_cols(cols)
     return groups, size, groups * size - cols

@@ -72,7 +72,7 @@ class _Descent:
         self._qtensor, self._H, self._scheme = qtensor, H, qtensor.scheme
         rows, cols = qtensor.shape
         groups = qtensor.qparams.scale.shape[1]
-        self._size = cols if groups == 1 else self._scheme.group_size or cols
+        self._size = self._scheme.group_cols(cols)
         self._codes = qtensor.codes.float().T.contiguous()  # (cols, rows)
         scale = qtensor.qparams.scale.expand(rows, groups).T
         self._scale = scale.clone(memory_format=torch.contiguous_format)  # (groups, rows), never the caller's own

@@ -105,9 +105,7 @@ def _round_columns(
     W = weight.T[order]  # (cols, rows), overwritten by the corrections and then by the errors
     scale = _by_group(qparams.scale, rows)
     zero = None if qparams.zero_point is None else _by_group(qparams.zero_point.float(), rows)
-    groups = qparams.scale.shape[1]
-    size = cols if groups == 1 else scheme.group_size or cols
-    group = (order // size).to(torch.int32).numpy()
+    group = (order // scheme.group_cols(cols)).to(torch.int32).numpy()
     codes = torch.empty(W.shape, dtype=torch.int8)
     for start in range(0, cols, block):
         end = min(start + block, cols)
